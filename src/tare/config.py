@@ -1,0 +1,77 @@
+"""Where the engine keeps things and how it was told to behave: the one place that knows host paths.
+
+On disk:
+
+    data_root/            (default /var/lib/tare, mode 0711)   survives a reboot
+        lock              flock held by the engine that owns this root
+        metadata.db       SQLite, WAL
+        blobs/sha256/HEX  content store (OCI layout)
+        ingest/           downloads in progress
+        layers/DRIVER/    layers by diff_id
+        snapshots/ID/     a container's upper and work directories
+        containers/ID/    hostname, hosts, resolv.conf, logs
+        volumes/NAME/_data
+    exec_root/            (default /run/tare, mode 0711)       gone after a reboot
+        containers/ID/    keeper.sock, exit.json, runtime state (mode 0700)
+        layers/DRIVER/    mount points of shared layers
+        tare.sock         default API socket
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_DATA_ROOT = Path("/var/lib/tare")
+DEFAULT_EXEC_ROOT = Path("/run/tare")
+DEFAULT_SOCKET = "unix:///run/tare/tare.sock"
+DEFAULT_PIDFILE = Path("/run/tare/tared.pid")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of one engine. Field names follow dockerd's flags and ``daemon.json`` keys."""
+
+    data_root: Path = DEFAULT_DATA_ROOT
+    exec_root: Path = DEFAULT_EXEC_ROOT
+    hosts: tuple[str, ...] = (DEFAULT_SOCKET,)
+    pidfile: Path | None = DEFAULT_PIDFILE
+    storage_driver: str | None = None
+    """Layer driver; ``None`` means probe."""
+    log_level: str = "info"
+    registry_mirrors: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
+    cgroup_parent: str = "/tare"
+    bridge: str | None = None
+    """Name of the default bridge; ``none`` disables networking; ``None`` means our own (tare0, or the next free name)."""
+    bip: str | None = None
+    """Address of the default bridge as CIDR; ``None`` means the first free default pool."""
+    mtu: int = 1500
+    log_driver: str = "json-file"
+    log_opts: dict[str, str] = field(default_factory=lambda: {"max-size": "100m", "max-file": "5"})
+    shutdown_timeout: int = 15
+    max_concurrent_downloads: int = 3
+    debug: bool = False
+    labels: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    group: str | None = None
+    """Group that owns the unix sockets (dockerd: ``docker``); ``None`` leaves root."""
+    tls: bool = False
+    tlsverify: bool = False
+    tlscacert: Path | None = None
+    tlscert: Path | None = None
+    tlskey: Path | None = None
+
+    @property
+    def database(self) -> Path:
+        return self.data_root / "metadata.db"
+
+    def container_dir(self, container_id: str) -> Path:
+        """Persistent files of one container (hostname, hosts, resolv.conf, logs)."""
+        return self.data_root / "containers" / container_id
+
+    def run_dir(self, container_id: str) -> Path:
+        """Volatile files of one container's task (keeper socket, exit record)."""
+        return self.exec_root / "containers" / container_id
