@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import typing
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -54,7 +54,7 @@ def _normalised(kind: type[msgspec.Struct], value: Any) -> Any:
     return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(kind: type[msgspec.Struct]) -> tuple[dict[str, tuple[str, type[msgspec.Struct] | None]], dict[str, str]]:
     hints = typing.get_type_hints(kind)
     exact = {field.encode_name: _shape(hints[field.name]) for field in msgspec.structs.fields(kind)}
