@@ -162,10 +162,14 @@ class _Probe(msgspec.Struct, rename="camel"):
 
     schema_version: Any = None
     media_type: str | None = None
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
-    config: msgspec.Raw | None = None
-    fs_layers: msgspec.Raw | None = None
+    manifests: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
+    config: msgspec.Raw = msgspec.Raw()
+    fs_layers: msgspec.Raw = msgspec.Raw()
+
+    def has(self, *names: str) -> bool:
+        """Whether any of the fields is there and not null."""
+        return any(bytes(getattr(self, name)) not in (b"", b"null") for name in names)
 
 
 def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Index:
@@ -238,21 +242,21 @@ def encode(document: msgspec.Struct) -> bytes:
 
 
 def _manifest_kind(probe: _Probe, delivered: str) -> str:
-    if probe.fs_layers is not None or probe.schema_version == 1 or delivered in media_types.SCHEMA1:
+    if probe.has("fs_layers") or probe.schema_version == 1 or delivered in media_types.SCHEMA1:
         raise Unsupported("manifest schema 1 is not supported: push the image again with a current client")
     if probe.schema_version != 2 or isinstance(probe.schema_version, bool):
         raise InvalidArgument(f"unsupported manifest schema version {probe.schema_version!r}")
-    if probe.manifests is not None and (probe.layers is not None or probe.config is not None):
+    if probe.has("manifests") and probe.has("layers", "config"):
         raise InvalidArgument('ambiguous manifest: it has both "manifests" and "layers" or "config"')
     known = media_types.INDEXES | media_types.MANIFESTS
     if delivered in known and probe.media_type and probe.media_type != delivered:
         raise InvalidArgument(f"manifest was delivered as {delivered} but calls itself {probe.media_type}")
     kind = delivered if delivered in known else probe.media_type
     if not kind:
-        kind = media_types.OCI_INDEX if probe.manifests is not None else media_types.OCI_MANIFEST
+        kind = media_types.OCI_INDEX if probe.has("manifests") else media_types.OCI_MANIFEST
     if kind not in known:
         raise Unsupported(f"unsupported manifest media type {kind}")
-    if (kind in media_types.INDEXES) != (probe.manifests is not None):
+    if (kind in media_types.INDEXES) != (probe.has("manifests")):
         raise InvalidArgument(f"document does not have the shape of its media type {kind}")
     return kind
 
