@@ -279,4 +279,4 @@ def _plain(value: Any) -> Any:
 def _hook(kind: type[Any], value: Any) -> Any:
     if kind is Digest and isinstance(value, str):
         return Digest.parse(value)
-    raise NotImplementedError
+    raise InvalidArgument(f"expected a digest, got {type(value).__name__}")
