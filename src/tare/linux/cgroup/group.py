@@ -3,8 +3,8 @@
 Life: ``create`` → ``apply`` → ``attach`` … ``stats``, ``freeze``, ``kill`` … ``remove``. The object holds no descriptors and no state but
 "made by me just now", so the daemon can build one for a running container at any time.
 
-Cost (6.18, ten hierarchies): ``create`` 0.4 ms, ``apply`` 0.4 ms, ``remove`` 0.4 ms. The first ``attach`` after a while 5-10 ms on hosts where the kernel waits for an RCU
-grace period before it moves a process, later ones 0.03 ms each; ``favor.fast_migration`` avoids the wait.
+Cost (6.18, ten hierarchies): ``create``, ``apply`` and ``remove`` 0.4 ms each. ``attach`` 0.4 ms, but 6 to 12 ms where the kernel waits for
+an RCU grace period before it moves a process: ``favor.fast_migration``, called once by the daemon or the launcher, avoids the wait.
 """
 
 from __future__ import annotations
