@@ -1,0 +1,232 @@
+"""``/containers``: create, look at, start, stop, wait for, attach to and remove containers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tare.api.docker import container_views as views
+from tare.api.docker.attach import attach_request, detach_keys
+from tare.api.docker.filters import container_filter
+from tare.api.docker.logs import stream_logs
+from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters
+from tare.containers.signals import parse_signal
+from tare.containers.stats import stats_document
+from tare.containers.top import top
+from tare.errors import Conflict, InvalidArgument, NotFound
+from tare.http.message import ClientDisconnected, Request, Response
+from tare.wire.container import CreateRequest, UpdateRequest
+
+if TYPE_CHECKING:
+    from tare.containers.container import Container
+    from tare.containers.record import Record
+    from tare.containers.task import Exit
+    from tare.engine import Engine
+
+NO_CONTENT = Response(status=204)
+
+
+class ContainerHandlers:
+    """Handlers of the container endpoints over one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._containers = engine.containers
+
+    def _get(self, request: Request) -> Container:
+        return self._containers.get(request.params["id"])
+
+    # -- create, list, inspect --------------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        body = await json_body(request, CreateRequest)
+        name = request.query.get("name", "")
+        container, warnings = await self._containers.create(body, name, request.query.get("platform", ""))
+        return json_response({"Id": container.id, "Warnings": warnings}, 201)
+
+    async def list(self, request: Request) -> Response:
+        filters = read_filters(request)
+        limit = integer(request, "limit", 0)
+        everything = boolean(request, "all") or limit > 0
+        wanted = container_filter(filters, self._containers, self._engine.images)
+        size = boolean(request, "size")
+        items: list[dict[str, Any]] = []
+        for container in self._containers.list():
+            if not (everything or container.running or "status" in filters or "exited" in filters) or not wanted(container):
+                continue
+            items.append(await self._list_item(container, size))
+            if limit > 0 and len(items) >= limit:
+                break
+        return json_response(items)
+
+    async def _list_item(self, container: Container, size: bool) -> dict[str, Any]:
+        record = container.record
+        return views.list_view(
+            container,
+            image_name=self._image_name(record),
+            connections=self._engine.networks.connections(record.id),
+            mounts=self._mounts(record),
+            sizes=await self._sizes(record) if size else None,
+        )
+
+    def _image_name(self, record: Record) -> str:
+        """The name that the container was made with, or the image's id when that name means another image by now."""
+        try:
+            if self._engine.images.get(record.config.image).id == record.image:
+                return record.config.image
+        except (NotFound, InvalidArgument):
+            pass
+        return record.image
+
+    def _mounts(self, record: Record) -> list[dict[str, Any]]:
+        return [
+            views.mount_view(point, str(self._engine.volumes.mountpoint(point.name)) if point.type == "volume" else point.source)
+            for point in record.mounts
+            if point.destination not in (record.host_config.tmpfs or {})
+        ]
+
+    async def _sizes(self, record: Record) -> tuple[int, int]:
+        own = await asyncio.to_thread(self._engine.snapshots.usage, record.id)
+        return own, own + self._engine.images.size_of(record.image)
+
+    async def inspect(self, request: Request) -> Response:
+        container = self._get(request)
+        record = container.record
+        launcher = self._containers.launcher
+        return json_response(
+            views.inspect_view(
+                container,
+                connections=self._engine.networks.connections(record.id),
+                paths=launcher.paths(record),
+                mounts=self._mounts(record),
+                graph=launcher.graph_driver(record),
+                exec_ids=sorted(container.exec_ids) or None,
+                sizes=await self._sizes(record) if boolean(request, "size") else None,
+            )
+        )
+
+    # -- start, stop, ... -------------------------------------------------------------------------------------------------------------
+
+    async def start(self, request: Request) -> Response:
+        await request.read()
+        await self._containers.lifecycle.start(self._get(request))
+        return NO_CONTENT
+
+    async def stop(self, request: Request) -> Response:
+        timeout = integer(request, "t", None)
+        await self._containers.lifecycle.stop(self._get(request), timeout, request.query.get("signal", ""))
+        return NO_CONTENT
+
+    async def restart(self, request: Request) -> Response:
+        timeout = integer(request, "t", None)
+        await self._containers.lifecycle.restart(self._get(request), timeout, request.query.get("signal", ""))
+        return NO_CONTENT
+
+    async def kill(self, request: Request) -> Response:
+        name = request.query.get("signal", "")
+        if name:
+            parse_signal(name)
+        await self._containers.lifecycle.kill(self._get(request), name, request.params["id"])
+        return NO_CONTENT
+
+    async def pause(self, request: Request) -> Response:
+        await self._containers.lifecycle.pause(self._get(request))
+        return NO_CONTENT
+
+    async def unpause(self, request: Request) -> Response:
+        await self._containers.lifecycle.unpause(self._get(request))
+        return NO_CONTENT
+
+    async def rename(self, request: Request) -> Response:
+        self._containers.rename(self._get(request), request.query.get("name", ""))
+        return NO_CONTENT
+
+    async def update(self, request: Request) -> Response:
+        body = await json_body(request, UpdateRequest)
+        warnings = await self._containers.update(self._get(request), body)
+        return json_response({"Warnings": warnings})
+
+    async def remove(self, request: Request) -> Response:
+        if boolean(request, "link"):
+            raise InvalidArgument("links between containers are not offered: remove the container itself")
+        await self._containers.remove(self._get(request), force=boolean(request, "force"), volumes=boolean(request, "v"))
+        return NO_CONTENT
+
+    async def prune(self, request: Request) -> Response:
+        filters = read_filters(request)
+        wanted = container_filter(filters, self._containers, self._engine.images, prune=True)
+        removed, freed = await self._containers.prune(wanted)
+        return json_response({"ContainersDeleted": removed or None, "SpaceReclaimed": freed})
+
+    # -- wait -------------------------------------------------------------------------------------------------------------------------
+
+    async def wait(self, request: Request) -> Response | None:
+        condition = request.query.get("condition", "") or "not-running"
+        if condition not in ("not-running", "next-exit", "removed"):
+            raise InvalidArgument(f'invalid condition: "{condition}"')
+        container = self._get(request)
+        await request.read()
+        future = container.removal() if condition == "removed" else container.next_exit()
+        if condition == "not-running" and not container.running:
+            future.set_result(container.last_exit())
+        # The head must reach the client before the container is started: it waits for it.
+        stream = await request.stream()
+        try:
+            async with request.until_disconnected():
+                exit: Exit = await future
+        except ClientDisconnected:
+            return None
+        finally:
+            future.cancel()
+        answer: dict[str, Any] = {"StatusCode": exit.code}
+        if exit.error:
+            answer["Error"] = {"Message": exit.error}
+        await stream.write(msgspec.json.encode(answer) + b"\n")
+        return None
+
+    # -- streams ----------------------------------------------------------------------------------------------------------------------
+
+    async def attach(self, request: Request) -> None:
+        await attach_request(self._containers, self._get(request), request, detach_keys(request))
+
+    async def attach_websocket(self, request: Request) -> None:
+        await attach_request(self._containers, self._get(request), request, detach_keys(request), websocket=True)
+
+    async def logs(self, request: Request) -> None:
+        await stream_logs(self._containers, self._get(request), request)
+
+    async def resize(self, request: Request) -> Response:
+        rows, columns = integer(request, "h", None), integer(request, "w", None)
+        if rows is None or columns is None or rows < 0 or columns < 0:
+            raise InvalidArgument("resize needs h (rows) and w (columns), both whole numbers")
+        task = self._containers.lifecycle.require_task(self._get(request))
+        await task.resize(rows, columns)
+        return Response(status=200)
+
+    async def top(self, request: Request) -> Response:
+        container = self._get(request)
+        task = self._containers.lifecycle.require_task(container)
+        return json_response(await top(self._containers.cgroup(container).pids(), task.pid, request.query.get("ps_args", "") or "-ef"))
+
+    async def stats(self, request: Request) -> Response | None:
+        container = self._get(request)
+        follow = "stream" not in request.query or boolean(request, "stream")
+        if not follow:
+            one_shot = boolean(request, "one-shot")
+            return json_response(await stats_document(self._containers, container, one_shot=one_shot))
+        stream = await request.stream()
+        async for document in self._containers.stats(container):
+            await stream.write(msgspec.json.encode(document) + b"\n")
+        return None
+
+    async def changes(self, request: Request) -> Response:
+        container = self._get(request)
+        kinds = {"modified": 0, "added": 1, "deleted": 2}
+        changes = await asyncio.to_thread(lambda: [(c.path, c.kind) for c in self._engine.snapshots.diff(container.id)])
+        return json_response([{"Path": path, "Kind": kinds[kind]} for path, kind in changes] or None)
+
+    def running_only(self, container: Container) -> None:
+        if not container.running:
+            raise Conflict(f"container {container.id} is not running")

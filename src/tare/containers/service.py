@@ -1,0 +1,356 @@
+"""The containers service: creating, finding, listing and removing containers.
+
+Index: every container by id and by name, all in memory, loaded from the metadata store at start. A look-up takes a name (with or without
+its slash), a full id, or a unique prefix of an id, in that order of precedence, as dockerd does.
+
+Order of writing on create: directories → snapshot → record → event. Order on remove: status ``removing`` recorded → network, snapshot and
+directories released → record deleted → event. A daemon killed between any two of these finds, at its next start, either a whole container or
+one that it goes on removing; directories that no record names are swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tare.containers.container import Container
+from tare.containers.execs import ExecSessions
+from tare.containers.launch import Launcher
+from tare.containers.lifecycle import Lifecycle
+from tare.containers.merge import merge
+from tare.containers.mounts import parse_volumes_from, resolve_mounts
+from tare.containers.names import check_name, new_id, random_name
+from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
+from tare.containers.validate import normalise_host_config
+from tare.errors import Conflict, InvalidArgument, NotFound, TareError
+from tare.wire.container import Config, CreateRequest, EndpointSettings, HostConfig
+
+if TYPE_CHECKING:
+    from tare.config import EngineConfig
+    from tare.containers.task import TaskDriver
+    from tare.events import EventBus
+    from tare.images.service import Images
+    from tare.networks.service import Networks
+    from tare.store.metadata import Metadata
+    from tare.store.snapshots import Snapshots
+    from tare.volumes.service import Volumes
+
+_log = logging.getLogger(__name__)
+
+
+class Containers:
+    """All containers of one engine."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        metadata: Metadata,
+        images: Images,
+        snapshots: Snapshots,
+        networks: Networks,
+        volumes: Volumes,
+        events: EventBus,
+        driver: TaskDriver,
+    ) -> None:
+        self._config = config
+        self._records = metadata.containers
+        self._images = images
+        self._snapshots = snapshots
+        self._networks = networks
+        self._volumes = volumes
+        self._by_id: dict[str, Container] = {}
+        self._by_name: dict[str, Container] = {}
+        self._reserved: set[str] = set()
+        self.launcher = Launcher(config, images, snapshots, networks, volumes, self.resolve)
+        self.lifecycle = Lifecycle(self._records, events, driver, self.launcher, self._remove_after_exit)
+        self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
+        volumes.users = self._volume_users
+
+    # -- start and end of the engine --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the records, take over what runs, finish what was being removed, apply restart policies, sweep what nobody owns."""
+        for container_id, _, document in self._records.all():
+            container = Container(Record.decode(document))
+            self._by_id[container_id] = container
+            self._by_name[container.name] = container
+        before = {container.id: container.record.state.status for container in self._by_id.values()}
+        for container in list(self._by_id.values()):
+            await self.lifecycle.recover(container)
+        self._sweep()
+        for container in list(self._by_id.values()):
+            if container.removing or (container.record.host_config.auto_remove and container.record.state.status == EXITED):
+                await self._try_remove(container)
+            elif self._starts_with_engine(container, before[container.id]):
+                await self._start_with_engine(container)
+
+    def _starts_with_engine(self, container: Container, before: str) -> bool:
+        policy = container.record.host_config.restart_policy.name
+        if container.running:
+            return False
+        if policy == "always":
+            return before in (RUNNING, PAUSED, RESTARTING) or container.record.stopped_by_user
+        return policy in ("unless-stopped", "on-failure") and before in (RUNNING, RESTARTING) and not container.record.stopped_by_user
+
+    async def _start_with_engine(self, container: Container) -> None:
+        if container.record.host_config.restart_policy.name == "on-failure" and container.record.state.exit_code == 0:
+            return
+        try:
+            await self.lifecycle.start(container)
+        except TareError as error:
+            _log.warning("container %s: cannot be started again: %s", container.id, error)
+
+    def _sweep(self) -> None:
+        for root in (self._config.data_root / "containers", self._config.exec_root / "containers"):
+            if root.is_dir():
+                for directory in root.iterdir():
+                    if directory.name not in self._by_id:
+                        shutil.rmtree(directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Let go of everything; running containers run on."""
+        await self.execs.close()
+        await self.lifecycle.close(list(self._by_id.values()))
+
+    # -- look-up ----------------------------------------------------------------------------------------------------------------------
+
+    def get(self, reference: str) -> Container:
+        """The container that a client means. Raises ``NotFound`` or ``InvalidArgument`` (ambiguous prefix)."""
+        bare = reference.removeprefix("/")
+        found = self._by_id.get(bare) or self._by_name.get(bare)
+        if found is not None:
+            return found
+        matches = [container for key, container in self._by_id.items() if bare and key.startswith(bare)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise InvalidArgument(f"multiple IDs found with provided prefix: {bare}")
+        raise NotFound(f"No such container: {reference}")
+
+    resolve = get
+
+    def list(self) -> list[Container]:
+        """All containers, newest first."""
+        return sorted(self._by_id.values(), key=lambda container: -container.record.created)
+
+    def users_of_image(self, image_id: str) -> list[Container]:
+        return [container for container in self._by_id.values() if container.record.image == image_id]
+
+    def _volume_users(self, name: str) -> list[str]:
+        return [c.id for c in self._by_id.values() if any(point.name == name for point in c.record.mounts)]
+
+    # -- create -----------------------------------------------------------------------------------------------------------------------
+
+    async def create(self, request: CreateRequest, name: str = "", platform: str = "") -> tuple[Container, list[str]]:
+        """Create a container; returns it with warnings for the user."""
+        name = check_name(name) if name else random_name(self._by_name.keys() | self._reserved)
+        container_id = new_id()
+        self._reserve(name, container_id)
+        try:
+            return await self._create(request, name, container_id, platform)
+        finally:
+            self._reserved.discard(name)
+
+    def _reserve(self, name: str, container_id: str) -> None:
+        owner = self._by_name.get(name)
+        if owner is not None or name in self._reserved:
+            raise Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{owner.id if owner else container_id}". '
+                "You have to remove (or rename) that container to be able to reuse that name."
+            )
+        self._reserved.add(name)
+
+    async def _create(self, request: CreateRequest, name: str, container_id: str, platform: str) -> tuple[Container, list[str]]:
+        image = self._images.get(request.image) if request.image else None
+        if image is None:
+            raise InvalidArgument("no image specified: name the image that the container is to be made of")
+        if platform:
+            self._images.check_platform(image, platform, request.image)
+        config = merge(_config_of(request), self.launcher.image_config(image))
+        host = request.host_config
+        warnings = normalise_host_config(host, config, self._config)
+        self._default_hostname(config, host, container_id)
+        networks = self._networks_of(request, host)
+        self.launcher.check(host, config)
+        record = Record(
+            id=container_id,
+            name=name,
+            created=time.time_ns(),
+            image=image.id,
+            config=config,
+            host_config=host,
+            networks=networks,
+            diff_ids=[str(diff_id) for diff_id in image.diff_ids],
+            driver=self.launcher.storage_driver,
+            mounts=resolve_mounts(host, config.volumes or {}, self._inherited_mounts(host)),
+        )
+        command = [*(config.entrypoint or ()), *(config.cmd or ())]
+        record.path, record.args = command[0], command[1:]
+        container = Container(record)
+        await self._materialise(container)
+        self._by_id[container_id] = container
+        self._by_name[name] = container
+        self.lifecycle.publish(container, "create")
+        return container, warnings
+
+    async def _materialise(self, container: Container) -> None:
+        """Make what the container has on disk, and its record last."""
+        record = container.record
+        try:
+            self.launcher.make_directories(record)
+            self._snapshots.prepare(record.id, record.diff_ids)
+            for point in record.mounts:
+                if point.type == "volume":
+                    options = dict(option.partition("=")[::2] for option in point.options)
+                    self._volumes.create(point.name, point.driver, None, options, anonymous=point.anonymous)
+            container.save(self._records)
+        except BaseException:
+            self._snapshots.remove(record.id)
+            self.launcher.remove_directories(record)
+            raise
+
+    @staticmethod
+    def _default_hostname(config: Config, host: HostConfig, container_id: str) -> None:
+        if not config.hostname and host.uts_mode != "host" and not host.network_mode.startswith("container:") and host.network_mode != "host":
+            config.hostname = container_id[:12]
+
+    def _networks_of(self, request: CreateRequest, host: HostConfig) -> dict[str, EndpointSettings]:
+        asked = (request.networking_config.endpoints_config if request.networking_config else None) or {}
+        mode = host.network_mode
+        if mode.startswith("container:") or mode in ("host", "none"):
+            return {}
+        name = "bridge" if mode == "default" else mode
+        networks = {("bridge" if key == "default" else key): settings or EndpointSettings() for key, settings in asked.items()}
+        networks.setdefault(name, EndpointSettings())
+        return networks
+
+    def _inherited_mounts(self, host: HostConfig) -> list[MountPoint]:
+        points: list[MountPoint] = []
+        for text in host.volumes_from or ():
+            name, mode = parse_volumes_from(text)
+            for point in self.get(name).record.mounts:
+                if point.type != "tmpfs":
+                    inherited = Record.decode(self.get(name).record.encode()).mounts[self.get(name).record.mounts.index(point)]
+                    inherited.writable = point.writable and mode != "ro"
+                    inherited.copy_up = False
+                    points.append(inherited)
+        return points
+
+    # -- rename -----------------------------------------------------------------------------------------------------------------------
+
+    def rename(self, container: Container, new_name: str) -> None:
+        """Give a container another name."""
+        if not new_name:
+            raise InvalidArgument("Neither old nor new names may be empty")
+        name = check_name(new_name)
+        if name == container.name:
+            raise InvalidArgument(f"Renaming a container with the same name as its current name")
+        self._reserve(name, container.id)
+        try:
+            old = container.name
+            container.record.name = name
+            container.save(self._records)
+            del self._by_name[old]
+            self._by_name[name] = container
+        finally:
+            self._reserved.discard(name)
+        self.lifecycle.publish(container, "rename", {"oldName": f"/{old}"})
+
+    # -- remove -----------------------------------------------------------------------------------------------------------------------
+
+    async def remove(self, container: Container, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove a container; with ``force`` kill it first; with ``volumes`` its anonymous volumes too."""
+        if container.removing and not force:
+            raise Conflict(f"removal of container {container.id} is already in progress")
+        if container.running:
+            if not force:
+                raise Conflict(
+                    f'cannot remove container "/{container.name}": container is {container.record.state.status}: '
+                    f"{'unpause and then ' if container.record.state.status == PAUSED else ''}"
+                    "stop the container before removing or force remove"
+                )
+            removal = container.removal()
+            await self.lifecycle.force_kill(container)
+            if container.record.host_config.auto_remove:
+                await removal  # the monitor removes it
+                return
+            removal.cancel()
+        await self._remove(container, volumes)
+
+    async def _remove_after_exit(self, container: Container) -> None:
+        """``--rm``: the container goes, and its anonymous volumes with it."""
+        try:
+            await self._remove(container, True)
+        except TareError as error:
+            _log.warning("container %s: automatic removal failed: %s", container.id, error)
+
+    async def _try_remove(self, container: Container) -> None:
+        try:
+            await self._remove(container, True)
+        except (TareError, OSError) as error:
+            _log.warning("container %s: its removal could not be finished: %s", container.id, error)
+
+    async def _remove(self, container: Container, volumes: bool) -> None:
+        async with container.lock:
+            if self._by_id.get(container.id) is not container:
+                return
+            record = container.record
+            record.state.status = REMOVING
+            container.save(self._records)
+            try:
+                container.drop_pending()
+                await self.launcher.forget(record)
+                self._snapshots.remove(record.id)
+                self.launcher.remove_directories(record)
+            except OSError as error:
+                record.state.status, record.state.error = DEAD, str(error)
+                container.save(self._records)
+                raise Conflict(f"cannot remove container {record.id}: {error}") from error
+            self._records.delete(record.id)
+            del self._by_id[record.id]
+            del self._by_name[record.name]
+        self.execs.forget_container(container)
+        if volumes:
+            self._remove_anonymous_volumes(record)
+        self.lifecycle.publish(container, "destroy")
+        container.announce_removal()
+
+    def _remove_anonymous_volumes(self, record: Record) -> None:
+        for point in record.mounts:
+            if point.type == "volume" and point.anonymous and not self._volume_users(point.name):
+                try:
+                    self._volumes.remove(point.name, force=True)
+                except (TareError, OSError) as error:
+                    _log.warning("volume %s: not removed: %s", point.name, error)
+
+    async def prune(self, wanted: Callable[[Container], bool]) -> tuple[list[str], int]:
+        """Remove all stopped containers that ``wanted`` accepts; returns their ids and the bytes freed."""
+        removed, freed = [], 0
+        for container in self.list():
+            if not container.running and not container.removing and wanted(container):
+                freed += await asyncio.to_thread(self._snapshots.usage, container.id)
+                await self._remove(container, False)
+                removed.append(container.id)
+        return removed, freed
+
+    def log_path(self, record: Record) -> Path:
+        return self.launcher.log_path(record)
+
+
+def _config_of(request: CreateRequest) -> Config:
+    fields = {name: getattr(request, name) for name in Config.__struct_fields__}
+    return Config(**fields)
+
+
+def statuses(containers: Iterable[Container]) -> dict[str, int]:
+    """How many containers are in each state."""
+    counts: dict[str, int] = {}
+    for container in containers:
+        status = container.record.state.status
+        counts[status] = counts.get(status, 0) + 1
+    return counts
