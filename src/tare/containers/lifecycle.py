@@ -323,10 +323,18 @@ class Lifecycle:
             raise Conflict(f"container {container.id} is not running")
         return container.task
 
-    async def attach(self, container: Container, attachment: Attachment) -> tuple[int, tuple[int, int]] | None:
-        """Connect a client now, or at the next start. Returns the attachment's number and where in the log it begins, if live."""
+    @staticmethod
+    def check_attachable(container: Container) -> None:
+        """Raise what ``attach`` would raise before a connection is taken over."""
         if container.record.state.status == PAUSED:
             raise Conflict(f"container {container.id} is paused, unpause the container before attach")
+        if container.record.state.status == RESTARTING:
+            raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        if container.removing:
+            raise Conflict(f"container {container.id} is marked for removal and cannot be attached to")
+
+    async def attach(self, container: Container, attachment: Attachment) -> tuple[int, tuple[int, int]] | None:
+        """Connect a client now, or at the next start. Returns the attachment's number and where in the log it begins, if live."""
         async with container.lock:
             self.publish(container, "attach")
             if container.task is None or not container.has_task:

@@ -1,11 +1,11 @@
 """The containers service: creating, finding, listing and removing containers.
 
-Index: every container by id and by name, all in memory, loaded from the metadata store at start. A look-up takes a name (with or without
-its slash), a full id, or a unique prefix of an id, in that order of precedence, as dockerd does.
+Index: every container by id and by name, all in memory, loaded from the metadata store at start. A look-up takes a name (with or
+without its slash), a full id, or a unique prefix of an id, in that order of precedence, as dockerd does.
 
-Order of writing on create: directories → snapshot → record → event. Order on remove: status ``removing`` recorded → network, snapshot and
-directories released → record deleted → event. A daemon killed between any two of these finds, at its next start, either a whole container or
-one that it goes on removing; directories that no record names are swept.
+Order of writing on create: directories → snapshot → record → event. Order on remove: status ``removing`` recorded → network, snapshot
+and directories released → record deleted → event. A daemon killed between any two of these finds, at its next start, either a whole
+container or one that it goes on removing; directories that no record names are swept.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tare.containers.container import Container
 from tare.containers.execs import ExecSessions
 from tare.containers.launch import Launcher
 from tare.containers.lifecycle import Lifecycle
+from tare.containers.logs import LogReader
 from tare.containers.merge import merge
 from tare.containers.mounts import parse_volumes_from, resolve_mounts
 from tare.containers.names import check_name, new_id, random_name
 from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
 from tare.containers.validate import normalise_host_config
 from tare.errors import Conflict, InvalidArgument, NotFound, TareError
+from tare.linux.cgroup.detect import detect
+from tare.linux.cgroup.group import Cgroup
 from tare.wire.container import Config, CreateRequest, EndpointSettings, HostConfig
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class Containers:
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, Container] = {}
         self._reserved: set[str] = set()
+        self._cgroups = detect()
+        self._before: dict[str, str] = {}
         self.launcher = Launcher(config, images, snapshots, networks, volumes, self.resolve)
         self.lifecycle = Lifecycle(self._records, events, driver, self.launcher, self._remove_after_exit)
         self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
@@ -73,21 +77,25 @@ class Containers:
 
     # -- start and end of the engine --------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Load the records, take over what runs, finish what was being removed, apply restart policies, sweep what nobody owns."""
+    async def recover(self) -> None:
+        """Load the records, take over what runs, sweep what nobody owns."""
         for container_id, _, document in self._records.all():
             container = Container(Record.decode(document))
             self._by_id[container_id] = container
             self._by_name[container.name] = container
-        before = {container.id: container.record.state.status for container in self._by_id.values()}
+            self._before[container_id] = container.record.state.status
         for container in list(self._by_id.values()):
             await self.lifecycle.recover(container)
         self._sweep()
+
+    async def resume(self) -> None:
+        """Finish what was being removed and start what its restart policy wants started with the engine."""
         for container in list(self._by_id.values()):
             if container.removing or (container.record.host_config.auto_remove and container.record.state.status == EXITED):
                 await self._try_remove(container)
-            elif self._starts_with_engine(container, before[container.id]):
+            elif self._starts_with_engine(container, self._before.get(container.id, "")):
                 await self._start_with_engine(container)
+        self._before.clear()
 
     def _starts_with_engine(self, container: Container, before: str) -> bool:
         policy = container.record.host_config.restart_policy.name
@@ -216,7 +224,12 @@ class Containers:
 
     @staticmethod
     def _default_hostname(config: Config, host: HostConfig, container_id: str) -> None:
-        if not config.hostname and host.uts_mode != "host" and not host.network_mode.startswith("container:") and host.network_mode != "host":
+        if (
+            not config.hostname
+            and host.uts_mode != "host"
+            and not host.network_mode.startswith("container:")
+            and host.network_mode != "host"
+        ):
             config.hostname = container_id[:12]
 
     def _networks_of(self, request: CreateRequest, host: HostConfig) -> dict[str, EndpointSettings]:
@@ -249,7 +262,7 @@ class Containers:
             raise InvalidArgument("Neither old nor new names may be empty")
         name = check_name(new_name)
         if name == container.name:
-            raise InvalidArgument(f"Renaming a container with the same name as its current name")
+            raise InvalidArgument("Renaming a container with the same name as its current name")
         self._reserve(name, container.id)
         try:
             old = container.name
@@ -338,8 +351,16 @@ class Containers:
                 removed.append(container.id)
         return removed, freed
 
-    def log_path(self, record: Record) -> Path:
-        return self.launcher.log_path(record)
+    # -- what a container shows -------------------------------------------------------------------------------------------------------
+
+    def log_reader(self, container: Container) -> LogReader:
+        """A reader of the container's log files."""
+        record = container.record
+        return LogReader(self.launcher.log_path(record), self.launcher.log_target_options(record.host_config)[2])
+
+    def cgroup(self, container: Container) -> Cgroup:
+        """The container's control group."""
+        return Cgroup(self._cgroups, self.launcher.cgroups_path(container.record))
 
 
 def _config_of(request: CreateRequest) -> Config:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tare.containers.record import Record
     from tare.containers.task import Exit
     from tare.engine import Engine
+    from tare.networks.model import Connection
 
 NO_CONTENT = Response(status=204)
 
@@ -66,10 +67,13 @@ class ContainerHandlers:
         return views.list_view(
             container,
             image_name=self._image_name(record),
-            connections=self._engine.networks.connections(record.id),
+            connections=self._connections(record),
             mounts=self._mounts(record),
             sizes=await self._sizes(record) if size else None,
         )
+
+    def _connections(self, record: Record) -> dict[str, Connection]:
+        return {connection.network_name: connection for connection in self._engine.networks.connections(record.id)}
 
     def _image_name(self, record: Record) -> str:
         """The name that the container was made with, or the image's id when that name means another image by now."""
@@ -98,7 +102,7 @@ class ContainerHandlers:
         return json_response(
             views.inspect_view(
                 container,
-                connections=self._engine.networks.connections(record.id),
+                connections=self._connections(record),
                 paths=launcher.paths(record),
                 mounts=self._mounts(record),
                 graph=launcher.graph_driver(record),

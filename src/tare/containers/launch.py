@@ -1,0 +1,395 @@
+"""From a container's record to what a task driver starts: files, mounts, network, OCI configuration.
+
+``prepare`` acquires (layer mounts, an address and ports) and ``release`` gives back; both are called by the lifecycle only, once per
+start.
+
+On disk, per container (``data_root/containers/ID``, mode 0700): ``hostname``, ``hosts``, ``resolv.conf`` as they are mounted into the
+container, and ``ID-json.log`` with its rotated predecessors. The files are written in place on every start, because a running
+container has them bind-mounted and a rename would leave it with the old ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tare.containers.copy_up import copy_up
+from tare.containers.execs import exec_environment
+from tare.containers.mounts import oci_mount
+from tare.containers.spec import exec_process, runtime_config
+from tare.containers.task import Attachment, Launch, LogTarget, OverlayRoot, Stdio, VethLink
+from tare.errors import Conflict, InvalidArgument, Unsupported
+from tare.networks.model import NetworkMode, parse_mode
+from tare.networks.ports import parse_bindings, publish_all
+from tare.wire.container import Config, EndpointSettings, HostConfig
+from tare.wire.decode import convert
+
+if TYPE_CHECKING:
+    from tare.config import EngineConfig
+    from tare.containers.container import Container
+    from tare.containers.record import Record
+    from tare.images.service import Image, Images
+    from tare.networks.model import Connection
+    from tare.networks.service import Networks
+    from tare.store.snapshots import Snapshots
+    from tare.volumes.service import Volumes
+    from tare.wire.container import ExecCreateRequest
+
+_LOG_DRIVERS = ("json-file", "none")
+_LOG_OPTIONS = frozenset(
+    ("max-size", "max-file", "labels", "labels-regex", "env", "env-regex", "tag", "compress", "mode", "max-buffer-size")
+)
+_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+class Launcher:
+    """Builds launches, and owns what a container has on disk beside its snapshot."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        images: Images,
+        snapshots: Snapshots,
+        networks: Networks,
+        volumes: Volumes,
+        resolve: Callable[[str], Container],
+    ) -> None:
+        self._config = config
+        self._images = images
+        self._snapshots = snapshots
+        self._networks = networks
+        self._volumes = volumes
+        self._resolve = resolve
+
+    # -- what create asks -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def storage_driver(self) -> str:
+        return self._snapshots.driver_name
+
+    @staticmethod
+    def image_config(image: Image) -> Config:
+        """The image's config in the container's words."""
+        return convert(Config, image.container_config())
+
+    def check(self, host: HostConfig, config: Config) -> None:
+        """Refuse what cannot be started, by name, before anything is made."""
+        mode = parse_mode(host.network_mode)
+        if mode.kind == "container":
+            self._resolve(mode.name)
+            if host.port_bindings or host.publish_all_ports:
+                raise InvalidArgument("conflicting options: port publishing and the container type network mode")
+            if config.hostname:
+                raise InvalidArgument("conflicting options: hostname and the network mode")
+        for text, option in ((host.pid_mode, "pid"), (host.ipc_mode, "ipc")):
+            if text.startswith("container:"):
+                self._resolve(text.partition(":")[2])
+            elif text not in ("", "host", "private", "shareable", "none"):
+                raise InvalidArgument(f"invalid {option.upper()} mode: {text}")
+        parse_bindings(_plain_bindings(host))
+        self.log_target_options(host)
+
+    def log_target_options(self, host: HostConfig) -> tuple[str, int, int]:
+        """Driver, size at which a log is rotated, number of files. Engine defaults apply where the container says nothing."""
+        driver = host.log_config.type or self._config.log_driver
+        options = host.log_config.config or {}
+        if driver not in _LOG_DRIVERS:
+            raise InvalidArgument(f"logger: no log driver named '{driver}' is registered")
+        for name in options:
+            if name not in _LOG_OPTIONS:
+                raise InvalidArgument(f"unknown log opt '{name}' for {driver} log driver")
+        merged = {**(self._config.log_opts if driver == self._config.log_driver else {}), **options}
+        if merged.get("compress") == "true":
+            raise Unsupported("log opt 'compress' is not offered: rotated logs are kept as they are")
+        size = parse_size(merged.get("max-size", "-1"))
+        count = merged.get("max-file", "1")
+        if not count.isdecimal() or int(count) < 1:
+            raise InvalidArgument(f"max-file cannot be less than 1: {count}")
+        if int(count) > 1 and size <= 0 and "max-file" in options:
+            raise InvalidArgument("max-file cannot be set without max-size")
+        return driver, max(size, 0), int(count)
+
+    # -- on disk ----------------------------------------------------------------------------------------------------------------------
+
+    def run_dir(self, container_id: str) -> Path:
+        return self._config.run_dir(container_id)
+
+    def log_path(self, record: Record) -> Path:
+        return self._config.container_dir(record.id) / f"{record.id}-json.log"
+
+    def paths(self, record: Record) -> dict[str, str]:
+        """Host paths that ``inspect`` shows."""
+        directory = self._config.container_dir(record.id)
+        shown = {name: str(directory / name) for name in ("hostname", "hosts", "resolv.conf")}
+        shown["log"] = str(self.log_path(record)) if self.log_target_options(record.host_config)[0] == "json-file" else ""
+        return shown
+
+    def graph_driver(self, record: Record) -> dict[str, Any]:
+        """``GraphDriver`` of ``inspect``: the merged directory exists only inside the container's own mount namespace."""
+        return {"Name": record.driver, "Data": self._snapshots.describe(record.id)}
+
+    def make_directories(self, record: Record) -> None:
+        directory = self._config.container_dir(record.id)
+        directory.mkdir(mode=0o700)
+
+    def remove_directories(self, record: Record) -> None:
+        shutil.rmtree(self._config.container_dir(record.id), ignore_errors=True)
+        shutil.rmtree(self.run_dir(record.id), ignore_errors=True)
+
+    # -- start ------------------------------------------------------------------------------------------------------------------------
+
+    async def prepare(self, record: Record, attachments: list[Attachment]) -> Launch:
+        """Acquire what a start needs. On failure nothing stays acquired."""
+        host = record.host_config
+        mode = self._networks.mode(host.network_mode)
+        self._joined_namespaces(record, mode)  # refuses early what cannot be joined
+        self.run_dir(record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = await self._acquire_root(record)
+        try:
+            connections = await self._connect(record, mode)
+            self._write_files(record, mode, connections)
+            mounts = await self._mounts(record, mode)
+            return self._launch(record, mode, root, mounts, connections, attachments)
+        except BaseException:
+            await self.release(record)
+            raise
+
+    def _launch(
+        self,
+        record: Record,
+        mode: NetworkMode,
+        root: OverlayRoot,
+        mounts: list[dict[str, Any]],
+        connections: Sequence[Connection],
+        attachments: list[Attachment],
+    ) -> Launch:
+        config, host = record.config, record.host_config
+        driver, max_size, max_file = self.log_target_options(host)
+        return Launch(
+            id=record.id,
+            config=runtime_config(
+                config,
+                host,
+                container_id=record.id,
+                mounts=mounts,
+                namespaces=self._joined_namespaces(record, mode),
+                cgroups_path=self.cgroups_path(record),
+                own_network=mode.private,
+            ),
+            rootfs=root,
+            stdio=Stdio(
+                tty=config.tty,
+                open_stdin=config.open_stdin,
+                stdin_once=config.stdin_once,
+                console_size=(host.console_size[0], host.console_size[1]),
+            ),
+            log=LogTarget(driver, self.log_path(record), max_size, max_file, self._log_attributes(record)),
+            run_dir=self.run_dir(record.id),
+            user=config.user,
+            additional_groups=tuple(host.group_add or ()),
+            links=self._links(connections),
+            attachments=attachments,
+            init=self._init(host),
+        )
+
+    async def _acquire_root(self, record: Record) -> OverlayRoot:
+        root = (
+            await asyncio.to_thread(self._snapshots.rootfs, record.id)
+            if not self._snapshots.ready(record.id)
+            else (self._snapshots.rootfs(record.id))
+        )
+        return OverlayRoot(tuple(root.lower), root.upper, root.work)
+
+    async def _connect(self, record: Record, mode: NetworkMode) -> list[Connection]:
+        """The container's place in each of its networks; the first one carries the published ports."""
+        if mode.kind == "container":
+            return []
+        host, config = record.host_config, record.config
+        exposed = list(config.exposed_ports or {})
+        bindings = parse_bindings(_plain_bindings(host))
+        if host.publish_all_ports:
+            bindings = publish_all(exposed, bindings)
+        first = mode.name if mode.kind == "network" else mode.kind
+        connections: list[Connection] = []
+        for name in [first, *(name for name in record.networks if name != first)]:
+            settings = record.networks.get(name) or EndpointSettings()
+            connections.append(
+                await self._networks.connect(
+                    record.id,
+                    record.name,
+                    network=name,
+                    bindings=() if connections else bindings,
+                    exposed=exposed,
+                    mac=settings.mac_address or ("" if connections else config.mac_address),
+                    ip=settings.ipam_config.ipv4_address if settings.ipam_config else "",
+                    aliases=tuple(settings.aliases or ()),
+                )
+            )
+        return connections
+
+    @staticmethod
+    def _links(connections: Sequence[Connection]) -> tuple[VethLink, ...]:
+        return tuple(
+            VethLink(
+                host_name=connection.host_link,
+                bridge=connection.bridge,
+                name=connection.interface,
+                mac=connection.mac,
+                addresses=(connection.cidr,),
+                gateways=(connection.gateway,) if connection.gateway and number == 0 else (),
+                mtu=connection.mtu,
+            )
+            for number, connection in enumerate(connections)
+            if connection.host_link
+        )
+
+    def _write_files(self, record: Record, mode: NetworkMode, connections: Sequence[Connection]) -> None:
+        if mode.kind == "container":
+            return
+        host, config = record.host_config, record.config
+        texts = self._networks.files(
+            mode,
+            hostname=config.hostname or os.uname().nodename,
+            domainname=config.domainname,
+            connections=connections,
+            extra_hosts=host.extra_hosts or (),
+            dns=host.dns,
+            dns_search=host.dns_search,
+            dns_options=host.dns_options,
+        )
+        directory = self._config.container_dir(record.id)
+        (directory / "hostname").write_text(texts.hostname)
+        (directory / "hosts").write_text(texts.hosts)
+        (directory / "resolv.conf").write_text(texts.resolv_conf)
+
+    async def _mounts(self, record: Record, mode: NetworkMode) -> list[dict[str, Any]]:
+        owner = record if mode.kind != "container" else self._resolve(mode.name).record
+        directory = self._config.container_dir(owner.id)
+        mounts = [
+            {"destination": f"/etc/{name}", "type": "bind", "source": str(directory / name), "options": ["rbind", "rprivate"]}
+            for name in ("resolv.conf", "hostname", "hosts")
+        ]
+        taken = {point.destination for point in record.mounts}
+        mounts = [mount for mount in mounts if mount["destination"] not in taken]
+        sources: dict[str, str] = {}
+        for point in record.mounts:
+            if point.type == "volume":
+                source = self._volumes.mountpoint(point.name)
+                self._volumes.create(point.name, point.driver, anonymous=point.anonymous)
+                if point.copy_up and not point.subpath:
+                    await self._copy_up(record, point.destination, source)
+                sources[point.name] = str(source / point.subpath) if point.subpath else str(source)
+            elif point.type == "bind" and not os.path.lexists(point.source):
+                if point.from_mounts:
+                    raise InvalidArgument(f'invalid mount config for type "bind": bind source path does not exist: {point.source}')
+                os.makedirs(point.source, mode=0o755, exist_ok=True)
+        ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
+        return [*mounts, *(oci_mount(point, sources) for point in ordered)]
+
+    async def _copy_up(self, record: Record, destination: str, volume: Path) -> None:
+        if any(os.scandir(volume)):
+            return
+
+        def copy() -> None:
+            with self._snapshots.mounted(record.id) as root:
+                copy_up(root, destination, volume)
+
+        await asyncio.to_thread(copy)
+
+    def _joined_namespaces(self, record: Record, mode: NetworkMode) -> dict[str, str]:
+        """Paths of namespaces that belong to other containers, by OCI type; an empty path means the host's."""
+        joined: dict[str, str] = {}
+        host = record.host_config
+        if mode.kind == "container":
+            joined["network"] = self._namespace_of(mode.name, "net")
+        elif mode.kind == "host":
+            joined["network"] = ""
+        for kind, text, file in (("pid", host.pid_mode, "pid"), ("ipc", host.ipc_mode, "ipc")):
+            if text == "host":
+                joined[kind] = ""
+            elif text.startswith("container:"):
+                joined[kind] = self._namespace_of(text.partition(":")[2], file)
+        if host.uts_mode == "host":
+            joined["uts"] = ""
+        elif mode.kind == "container":
+            joined["uts"] = self._namespace_of(mode.name, "uts")
+        if host.cgroupns_mode == "host":
+            joined["cgroup"] = ""
+        return joined
+
+    def _namespace_of(self, reference: str, file: str) -> str:
+        other = self._resolve(reference)
+        if not other.has_task or other.task is None:
+            raise Conflict(
+                f"cannot join {file} namespace of a non running container: container {other.name} is {other.record.state.status}"
+            )
+        return f"/proc/{other.task.pid}/ns/{file}"
+
+    def cgroups_path(self, record: Record) -> str:
+        parent = record.host_config.cgroup_parent or self._config.cgroup_parent
+        return f"/{parent.strip('/')}/{record.id}"
+
+    @staticmethod
+    def _init(host: HostConfig) -> Path | None:
+        if not host.init:
+            return None
+        for candidate in ("/usr/bin/tini-static", "/usr/bin/docker-init", "/sbin/docker-init", "/usr/libexec/docker/docker-init"):
+            if os.path.exists(candidate):
+                return Path(candidate)
+        raise Unsupported("--init needs a static init on the host: apt-get install tini")
+
+    @staticmethod
+    def _log_attributes(record: Record) -> dict[str, str]:
+        options = record.host_config.log_config.config or {}
+        labels = record.config.labels or {}
+        environment = dict(entry.partition("=")[::2] for entry in record.config.env or ())
+        chosen = {name: labels[name] for name in options.get("labels", "").split(",") if name in labels}
+        chosen.update((name, environment[name]) for name in options.get("env", "").split(",") if name in environment)
+        if "tag" in options:
+            chosen["tag"] = options["tag"].replace("{{.ID}}", record.id[:12]).replace("{{.Name}}", record.name)
+        return chosen
+
+    # -- exec, take-over, end -----------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def exec_process(container: Container, request: ExecCreateRequest) -> dict[str, Any]:
+        """The OCI ``process`` of an exec."""
+        record = container.record
+        environment = exec_environment(record.config.env or [], request.env)
+        return exec_process(record.config, record.host_config, request, environment)
+
+    def adopt(self, record: Record) -> None:
+        """Count the layers of a task that was started by an earlier daemon."""
+        self._snapshots.rootfs(record.id)
+
+    async def release(self, record: Record) -> None:
+        """Give back what a start acquired."""
+        await self._networks.disconnect(record.id)
+        self._snapshots.release(record.id)
+
+    async def forget(self, record: Record) -> None:
+        """The container is being removed: nothing of it may stay."""
+        await self._networks.disconnect(record.id)
+
+
+def parse_size(text: str) -> int:
+    """``10m``, ``1g``, ``512`` in bytes; ``-1`` for none."""
+    word = text.strip().lower()
+    if word == "-1":
+        return -1
+    number = word.rstrip("bkmgt")
+    unit = word[len(number) :].removesuffix("b") if len(word) - len(number) > 1 else word[len(number) :]
+    if not number.isdecimal() or unit not in _UNITS:
+        raise InvalidArgument(f"invalid size: '{text}'")
+    return int(number) * _UNITS[unit]
+
+
+def _plain_bindings(host: HostConfig) -> dict[str, list[dict[str, str]] | None]:
+    return {
+        port: None if bindings is None else [{"HostIp": binding.host_ip, "HostPort": binding.host_port} for binding in bindings]
+        for port, bindings in host.port_bindings.items()
+    }

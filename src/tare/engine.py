@@ -1,0 +1,110 @@
+"""The composition root: makes the stores and services of one engine and ties them together.
+
+One engine owns one data root: a lock file says which process. Construction order is the order of the layers, bottom to top, and ``close``
+goes the other way. Running containers are not touched by ``close``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from tare.containers.service import Containers
+from tare.errors import Conflict
+from tare.events import EventBus
+from tare.images.service import Images
+from tare.networks.service import Networks
+from tare.store.content import ContentStore
+from tare.store.layers.choose import choose
+from tare.store.metadata import Metadata
+from tare.store.snapshots import Snapshots
+from tare.volumes.service import Volumes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tare.config import EngineConfig
+    from tare.containers.task import TaskDriver
+
+
+class Engine:
+    """Stores and services over one data root."""
+
+    def __init__(self, config: EngineConfig, driver: TaskDriver) -> None:
+        self.config = config
+        self.driver = driver
+        self.events = EventBus()
+        self._lock = _DataRootLock(config.data_root)
+        self._open = False
+
+    async def start(self) -> None:
+        """Take the data root, open the stores, take over running containers. Raises ``Conflict`` when another process owns the root."""
+        config = self.config
+        self._lock.acquire()
+        try:
+            self.metadata = Metadata(config.database)
+            self.content = ContentStore(config.data_root)
+            self.layers = choose(config.data_root / "layers", config.exec_root / "layers", config.storage_driver)
+            self.snapshots = Snapshots(config.data_root / "snapshots", self.layers)
+            self.images = Images(config, self.content, self.layers, self.metadata, self.events)
+            self.networks = Networks(config, self.metadata, self.events)
+            self.volumes = Volumes(config.data_root / "volumes", self.metadata.volumes, self.events)
+            self.containers = Containers(
+                config, self.metadata, self.images, self.snapshots, self.networks, self.volumes, self.events, self.driver
+            )
+            self.images.users_of = self._users_of_image
+            self.volumes.start()
+            await self.networks.start()
+            await self.containers.recover()
+            await self.networks.restore(container.id for container in self.containers.list() if container.running)
+            await self.containers.resume()
+            self._open = True
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _users_of_image(self, image_id: str) -> list[tuple[str, bool]]:
+        """Containers made of an image: their ids, and whether they run."""
+        return [(container.id, container.running) for container in self.containers.users_of_image(image_id)]
+
+    async def close(self) -> None:
+        """Let go of everything. Containers that run go on; the next engine over this root takes them over."""
+        if not self._open:
+            return
+        self._open = False
+        await self.containers.close()
+        await self.images.close()
+        await self.networks.close()
+        await self.driver.close()
+        self.snapshots.close()
+        self.metadata.close()
+        self._lock.release()
+
+
+class _DataRootLock:
+    """One engine per data root: an flock that ends with its process, and the owner's pid beside it for the error message."""
+
+    def __init__(self, data_root: Path) -> None:
+        self._path = data_root / "lock"
+        self._fd = -1
+
+    def acquire(self) -> None:
+        self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise Conflict(
+                f"data root {self._path.parent} is in use by process {owner or 'unknown'}: stop that daemon or choose another --data-root"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
