@@ -47,14 +47,10 @@ def decompress(source: Iterable[bytes], what: str, found: Callable[[str], None] 
                     f"{what} unpacks to more than {produced} bytes from {feed.consumed}: refused as decompression bomb"
                 )
             yield chunk
-    except (ValueError, EOFError, lzma.LZMAError, OSError, _zstd_error()) as error:
+    except _decoder_errors() as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise  # the source's trouble, not the data's (bz2 reports bad data as a bare OSError)
         raise Corrupt(f"{what}: corrupt {name} data: {error}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("isal"):
-            raise Corrupt(f"{what}: corrupt {name} data: {error}") from None
-        raise
 
 
 def sniff(head: bytes) -> str:
@@ -151,7 +147,8 @@ def _zstd(feed: _Feed) -> Iterator[bytes]:
     import zstandard
 
     decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    with decoder.stream_reader(feed, read_size=CHUNK, read_across_frames=True) as reader:
+    source: Any = feed
+    with decoder.stream_reader(source, read_size=CHUNK, read_across_frames=True) as reader:
         while chunk := reader.read(CHUNK):
             yield chunk
 
@@ -173,10 +170,13 @@ def _stdlib(make: Callable[[], Any]) -> Callable[[_Feed], Iterator[bytes]]:
     return decode
 
 
-def _zstd_error() -> type[Exception]:
+def _decoder_errors() -> tuple[type[Exception], ...]:
+    """What the decoders raise for bad data; asked for only when something was raised."""
     import zstandard
+    from isal import isal_zlib
 
-    return zstandard.ZstdError
+    isal_error: Any = isal_zlib.error
+    return (ValueError, EOFError, OSError, lzma.LZMAError, isal_error, zstandard.ZstdError)
 
 
 _DECODERS: dict[str, Callable[[_Feed], Iterator[bytes]]] = {

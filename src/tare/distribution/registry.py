@@ -1,0 +1,252 @@
+"""Pulling: from a reference to an image whose every byte is verified and stored.
+
+    reference ──► manifest or index ──► (platform) manifest ──► config ──► layers, several at a time (``transfer``)
+
+Each document is verified against the digest that named it before it is read, and stored as it came. Nothing here knows of
+tags or image records: ``Registry.pull`` makes content available and says what it found; the caller records it, and until
+then keeps the garbage collector away through ``pin``.
+
+aiohttp is loaded with the first pull, in a thread, so that an idle daemon does not carry it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tare.distribution.auth import Credentials
+from tare.distribution.endpoints import RegistryPolicy
+from tare.distribution.progress import Progress, Report, silent
+from tare.distribution.sharing import SharedTasks
+from tare.distribution.transfer import STAGES, LayerTransfer
+from tare.errors import Corrupt, NotFound, Unsupported
+from tare.oci.digest import Digest
+from tare.oci.image import (
+    CONFIG_LIMIT,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    check_config,
+    check_supported,
+    parse_config,
+    parse_manifest,
+)
+from tare.oci.platform import Platform, choose, host
+from tare.oci.reference import Reference
+from tare.store.content import ContentStore
+from tare.store.layers.driver import LayerDriver
+
+if TYPE_CHECKING:
+    from tare.distribution.remote import Repository
+    from tare.distribution.transport import Transport
+
+INDEX_DEPTH = 3
+_USER_AGENT = "tare/0.1 (linux)"
+
+Pin = Callable[[Iterable[Digest]], None]
+"""Told the digests (blobs and diff_ids) that a pull is about to rely on, before it looks whether they are there."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull made available."""
+
+    reference: Reference
+    digest: Digest
+    """What the reference named: the index if there is one, else the manifest."""
+    manifest_digest: Digest
+    manifest: Manifest
+    config: ImageConfig
+    documents: tuple[Digest, ...]
+    """Every stored document on the way: indexes, manifest, config."""
+
+    @property
+    def image_id(self) -> Digest:
+        return self.manifest.config.digest
+
+    @property
+    def diff_ids(self) -> tuple[Digest, ...]:
+        return self.config.diff_ids
+
+
+class Registry:
+    """The client for all registries. One per engine, on its event loop; ``close`` when done."""
+
+    def __init__(
+        self,
+        content: ContentStore,
+        layers: LayerDriver,
+        policy: RegistryPolicy | None = None,
+        max_concurrent_downloads: int = 3,
+    ) -> None:
+        self._content = content
+        self._layers = layers
+        self._policy = policy or RegistryPolicy()
+        self._slots = asyncio.Semaphore(max(1, max_concurrent_downloads))
+        self._pool = ThreadPoolExecutor(max(1, max_concurrent_downloads) * STAGES + 1, thread_name_prefix="tare-pull")
+        self._transfers: SharedTasks[None] = SharedTasks()
+        self._loading = asyncio.Lock()
+        self._transport: Transport | None = None
+
+    async def close(self) -> None:
+        if self._transport is not None:
+            await self._transport.close()
+            self._transport = None
+        self._pool.shutdown(wait=False)
+
+    async def pull(
+        self,
+        reference: Reference,
+        platform: Platform | None = None,
+        credentials: Credentials | None = None,
+        report: Report = silent,
+        pin: Pin = lambda digests: None,
+    ) -> Pulled:
+        """Make the image available. ``platform`` defaults to this machine's; a given one must match."""
+        reference = reference.with_default_tag()
+        repository = await self.repository(reference, credentials)
+        found = await self._documents(repository, platform, pin)
+        pin(found.diff_ids)
+        await self._layers_of(repository, found, report)
+        return found
+
+    async def repository(self, reference: Reference, credentials: Credentials | None = None) -> Repository:
+        """The repository of ``reference`` as this user sees it."""
+        async with self._loading:
+            if self._transport is None:
+                # Importing blocks for 0.15 s: not on the event loop.
+                await asyncio.to_thread(importlib.import_module, "tare.distribution.remote")
+                from tare.distribution.transport import Transport
+
+                self._transport = Transport(self._policy, _USER_AGENT)
+        from tare.distribution.remote import Repository
+
+        return Repository(self._transport, self._policy, reference, credentials or Credentials())
+
+    async def _documents(self, repository: Repository, platform: Platform | None, pin: Pin) -> Pulled:
+        reference = repository.reference
+        wanted = platform or host()
+        target: str = reference.digest or reference.tag or ""
+        stored: list[Digest] = []
+        top: Digest | None = None
+        for _ in range(INDEX_DEPTH):
+            raw, digest, media_type = await self._manifest(repository, target)
+            document = parse_manifest(raw, media_type)
+            top = top or digest
+            pin([digest])
+            stored.append(digest)
+            await self._store(raw, digest)
+            if isinstance(document, Manifest):
+                break
+            target = _choose(document, wanted)
+        else:
+            raise Unsupported(f"{reference.familiar()}: indexes are nested more than {INDEX_DEPTH - 1} deep")
+        check_supported(document)
+        config = await self._config(repository, document.config, pin)
+        check_config(document, config)
+        _check_platform(config, platform, reference)
+        stored.append(document.config.digest)
+        return Pulled(reference, top, digest, document, config, tuple(stored))
+
+    async def _manifest(self, repository: Repository, target: str) -> tuple[bytes, Digest, str | None]:
+        if ":" in target and self._content.has(digest := Digest.parse(target)):
+            return await asyncio.to_thread(self._content.read, digest), digest, None
+        fetched = await repository.manifest(target)
+        return fetched.raw, fetched.digest, fetched.media_type
+
+    async def _config(self, repository: Repository, descriptor: Descriptor, pin: Pin) -> ImageConfig:
+        digest = descriptor.digest
+        pin([digest])
+        if self._content.has(digest):
+            return parse_config(await asyncio.to_thread(self._content.read, digest))
+        raw = await _fetch_small(repository, descriptor)
+        config = parse_config(raw)
+        await self._store(raw, digest)
+        return config
+
+    async def _store(self, raw: bytes, digest: Digest) -> None:
+        if not self._content.has(digest):
+            await asyncio.to_thread(self._content.put, raw, digest)
+
+    async def _layers_of(self, repository: Repository, found: Pulled, report: Report) -> None:
+        """Bring in all layers that are not here yet. The first failure cancels the others."""
+        missing: dict[Digest, Descriptor] = {}
+        for descriptor, diff_id in zip(found.manifest.layers, found.diff_ids, strict=True):
+            if self._layers.has(diff_id):
+                report(Progress("Already exists", descriptor.digest.short))
+            elif diff_id not in missing:
+                missing[diff_id] = descriptor
+                report(Progress("Pulling fs layer", descriptor.digest.short))
+        jobs = [self._layer(repository, descriptor, diff_id, report) for diff_id, descriptor in missing.items()]
+        await _all(jobs)
+
+    async def _layer(self, repository: Repository, descriptor: Descriptor, diff_id: Digest, report: Report) -> None:
+        async def work(tell: Report) -> None:
+            if self._slots.locked():
+                tell(Progress("Waiting", descriptor.digest.short))
+            async with self._slots:
+                if self._layers.has(diff_id):
+                    return
+                transfer = LayerTransfer(descriptor, diff_id, self._content, self._layers, self._pool, tell)
+                await transfer.run(repository)
+
+        await self._transfers.run((diff_id, descriptor.digest), work, report)
+
+
+async def _all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run jobs side by side and raise the first failure itself rather than a group of them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(job)
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+async def _fetch_small(repository: Repository, descriptor: Descriptor) -> bytes:
+    """A whole blob in memory, verified."""
+    from tare.distribution.remote import retrying
+
+    if descriptor.size > CONFIG_LIMIT:
+        raise Corrupt(f"image config {descriptor.digest} has {descriptor.size} bytes, more than {CONFIG_LIMIT}")
+
+    async def fetch() -> bytes:
+        data = bytearray()
+        async with repository.blob(descriptor) as stream:
+            async for chunk in stream.chunks:
+                data += chunk
+                if len(data) > descriptor.size:
+                    break
+        return bytes(data)
+
+    raw = await retrying(fetch)
+    if Digest.of(raw, descriptor.digest.algorithm) != descriptor.digest:
+        raise Corrupt(f"image config verification failed for digest {descriptor.digest}")
+    return raw
+
+
+def _choose(index: Index, wanted: Platform) -> Digest:
+    position = choose(wanted, (entry.platform.platform() if entry.platform else None for entry in index.manifests))
+    if position is None and len(index.manifests) == 1 and index.manifests[0].platform is None:
+        position = 0
+    if position is None:
+        raise NotFound(f"no matching manifest for {wanted} in the manifest list entries")
+    return index.manifests[position].digest
+
+
+def _check_platform(config: ImageConfig, platform: Platform | None, reference: Reference) -> None:
+    if config.os and config.os.lower() != "linux":
+        raise Unsupported(f'image operating system "{config.os}" cannot be used on this platform')
+    if platform is not None and not platform.runs(config.platform()):
+        raise NotFound(
+            f"image with reference {reference.familiar()} was found but does not match the specified platform: "
+            f"wanted {platform}, actual: {config.platform()}"
+        )
