@@ -150,7 +150,8 @@ class LogReader:
 
     def _seek_tail(self, state: _State, files: list[Path], tail: int) -> None:
         for index, path in enumerate(files):
-            state.open(path)
+            if not state.open(path):
+                return
             offset, found = _tail_offset(state.fd, tail)
             state.offset = offset
             tail -= found
