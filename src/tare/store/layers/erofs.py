@@ -1,0 +1,194 @@
+"""The driver that unpacks nothing: a layer's tar is its own file system, through an EROFS index beside it (``erofs_image.py``).
+
+Needs file-backed EROFS mounts (Linux 6.12). A layer that the index cannot express is extracted instead, so every layer works.
+
+Mounts lie at ``exec_root/layers/erofs/SHORT``, one per layer, shared by all containers, made at the first ``acquire`` and kept. They
+outlive the daemon: the next one finds them in the mount table and takes over those whose source is the index that it would mount itself.
+Unmounting is always safe, because an overlay holds private clones of its lower mounts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from tare.errors import TareError, Unsupported
+from tare.linux import libc
+from tare.linux.constants import MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, O_PATH
+from tare.linux.mount import FSCONFIG_STRING_LIMIT, Filesystem, move_mount
+from tare.oci.digest import Digest
+from tare.store.durability import remove_tree, write_all
+from tare.store.layers import erofs_image
+from tare.store.layers.driver import Layer, LayerDriver, LayerWriter
+from tare.store.layers.overlay import probe_overlay
+from tare.store.layers.tree import Tree
+from tare.store.tar.entry import DEFAULT_LIMITS, Entry, Kind, Limits
+
+_ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
+
+
+def mount_image(image: Path, tar: Path, target: Path) -> None:
+    """Mount an index with its tar at ``target``."""
+    opened: list[int] = []
+
+    def name(path: Path) -> str:
+        text = str(path)
+        if len(os.fsencode(text)) <= FSCONFIG_STRING_LIMIT:
+            return text
+        opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{opened[-1]}"
+
+    try:
+        with Filesystem("erofs") as context:
+            context.set("source", name(image))
+            context.set("device", name(tar))
+            mounted = context.mount(_ATTRIBUTES)
+        try:
+            point = os.open(target, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                move_mount(mounted, point)
+            finally:
+                os.close(point)
+        finally:
+            os.close(mounted)
+    finally:
+        for file in opened:
+            os.close(file)
+
+
+def mount_table(below: Path) -> dict[str, str]:
+    """Mount points directly below a directory (their last component) and the sources of their topmost mounts, from mountinfo."""
+    found: dict[str, str] = {}
+    prefix = str(below) + "/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            point = _unescape(left.split(" ")[4])
+            if point.startswith(prefix) and "/" not in point[len(prefix) :]:
+                fstype, source = right.split(" ")[:2]
+                found[point[len(prefix) :]] = _unescape(source) if fstype == "erofs" else f"{fstype}:"
+    return found
+
+
+def _unescape(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+class ErofsDriver(LayerDriver):
+    """Layers shown through their tars."""
+
+    name = "erofs"
+    keeps_tar = True
+
+    def __init__(self, root: Path, exec_root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+        super().__init__(root, exec_root, limits)
+        self._real_exec = self._exec.resolve()
+        self._mounted: dict[str, str] = mount_table(self._real_exec)
+        """Short names of mounted layers, with the source of each."""
+        self._device = os.stat(self._exec).st_dev
+
+    @classmethod
+    def probe(cls, root: Path, exec_root: Path) -> None:
+        scratch = None
+        point = None
+        try:
+            root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            (exec_root / "layers").mkdir(mode=0o700, parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".probe-", dir=root))
+            point = Path(tempfile.mkdtemp(prefix=".probe-", dir=exec_root / "layers"))
+            tree = Tree()
+            tree.add(Entry(b"probe", Kind.FILE, size=5, offset=512))
+            (scratch / "tar").write_bytes(bytes(512) + b"tare\n".ljust(512, b"\0"))
+            (scratch / "meta").write_bytes(erofs_image.build(tree, 1024, b"probe"))
+            try:
+                mount_image(scratch / "meta", scratch / "tar", point)
+                try:
+                    if (point / "probe").read_bytes() != b"tare\n":
+                        raise OSError(0, "a test image reads wrongly")
+                    (scratch / "overlay").mkdir()
+                    probe_overlay(point, scratch / "overlay", cls.name)
+                finally:
+                    libc.umount2(os.fsencode(point), MNT_DETACH)
+            except OSError as error:
+                raise Unsupported(
+                    f"storage driver erofs is impossible here: a file-backed EROFS image cannot be mounted ({error.strerror or error}); "
+                    "it needs Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE, and root; use --storage-driver overlay"
+                ) from error
+        finally:
+            if point is not None:
+                point.rmdir()
+            if scratch is not None:
+                remove_tree(scratch)
+
+    def _form(self, writer: LayerWriter, diff_id: Digest) -> str:
+        try:
+            tar_size = writer.offset + -writer.offset % erofs_image.BLOCK
+            image = erofs_image.build(writer.tree, tar_size, bytes.fromhex(diff_id.hex)[:16])
+        except erofs_image.Unmappable:
+            return self._extract_into(writer)
+        file = os.open(writer.staging / "meta.erofs", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        try:
+            write_all(file, image)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.fsync(writer.file)
+        return "erofs"
+
+    def _show(self, layer: Layer) -> Path:
+        if layer.form != "erofs":
+            return super()._show(layer)
+        short = self.short(layer.diff_id)
+        point = self._exec / short
+        directory = self._root / "l" / short
+        source = str(directory / "meta.erofs")
+        held = self._mounted.get(short)
+        if held == source and self._is_mounted(point):
+            return point
+        if held is not None:
+            self._unmount(short)
+        point.mkdir(mode=0o700, exist_ok=True)
+        try:
+            mount_image(directory / "meta.erofs", directory / "layer.tar", point)
+        except OSError as error:
+            raise _unmountable(layer, error) from error
+        self._mounted[short] = source
+        return point
+
+    def _is_mounted(self, point: Path) -> bool:
+        """Whether somebody unmounted it behind our back: a mount point is on another device than its parent."""
+        try:
+            return os.stat(point).st_dev != self._device
+        except FileNotFoundError:
+            return False
+
+    def _unmount(self, short: str) -> None:
+        point = self._exec / short
+        self._mounted.pop(short, None)
+        if self._is_mounted(point):
+            libc.umount2(os.fsencode(point), MNT_DETACH)
+        try:
+            point.rmdir()
+        except OSError:
+            pass  # something else is mounted or lies there: not ours to judge
+
+    def _hide(self, layer: Layer) -> None:
+        short = self.short(layer.diff_id)
+        if short in self._mounted:
+            self._unmount(short)
+
+    def unmount_idle(self) -> int:
+        with self._lock:
+            busy = {self.short(diff_id) for diff_id in self._counts}
+            idle = [short for short in self._mounted if short not in busy]
+            for short in idle:
+                self._unmount(short)
+            return len(idle)
+
+
+def _unmountable(layer: Layer, error: OSError) -> TareError:
+    said = error.strerror or error
+    return Unsupported(f"layer {layer.diff_id} cannot be mounted ({said}): see the kernel's log; remove its image and pull again")
