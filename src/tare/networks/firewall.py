@@ -1,0 +1,228 @@
+"""The packet rules of one bridge: address translation, published ports, isolation; in an nftables table of its own.
+
+Published ports are elements of two *maps*, so publishing the thousandth port costs what the first did, and no process serves a port:
+
+    ports_any   protocol . port            -> container address . port      (published on 0.0.0.0)
+    ports_at    address . protocol . port  -> container address . port      (published on one address)
+
+The way of a packet, and why each rule is there:
+
+    raw        from the bridge to 127.0.0.0/8: dropped. The bridge has route_localnet (so that the host reaches published ports on
+               127.0.0.1), which would otherwise open the host's loopback services to containers.
+    dstnat     to an address of this machine and in a map: redirected. In prerouting for packets from elsewhere and from containers
+               (hairpin), in output for the host's own.
+    forward    to the bridge: answers, containers among themselves, and what was redirected; nothing else. A neighbour that routes
+               straight to a container's address reaches published ports only. From the bridge outwards: everything.
+    srcnat     containers to the outside: from the host's address. To the bridge: only what could not be answered otherwise, namely
+               from 127.0.0.0/8 and from containers of the same subnet (hairpin). Everybody else's address is preserved.
+
+``accept`` in a base chain of ours ends only that chain: every drop rule that the host has of its own, at whatever priority, still holds.
+The reverse is the trouble: where another table drops by policy (a host with dockerd or ufw), our accept does not help. ``open_forward``
+deals with the usual one.
+
+All of it is replaced as one transaction (``apply``): established connections do not notice. The table's name contains the bridge's,
+so several daemons and tests do not collide.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tare.linux.nft import Nftables
+from tare.networks.ports import ANY, PublishedPort
+
+COMMENT = "tare"
+_ELEMENTS_PER_LINE = 64
+
+_TABLE = """\
+add table ip {table}
+delete table ip {table}
+table ip {table} {{
+  map ports_any {{ type inet_proto . inet_service : ipv4_addr . inet_service; {any} }}
+  map ports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; {at} }}
+  chain published {{
+    meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @ports_at
+    meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @ports_any
+  }}
+  chain raw_prerouting {{
+    type filter hook prerouting priority -300; policy accept;
+    iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+  }}
+  chain nat_prerouting {{
+    type nat hook prerouting priority -100; policy accept;
+    fib daddr type local jump published
+  }}
+  chain nat_output {{
+    type nat hook output priority -100; policy accept;
+    fib daddr type local jump published
+  }}
+  chain forward {{
+    type filter hook forward priority 0; policy accept;
+    {internal}
+    oifname != "{bridge}" accept
+    ct state established,related accept
+    iifname "{bridge}" accept
+    ct status dnat accept
+    drop
+  }}
+  chain nat_postrouting {{
+    type nat hook postrouting priority 100; policy accept;
+    oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
+    oifname "{bridge}" ct status dnat ip saddr {subnet} masquerade
+    {masquerade}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Redirect:
+    """One published port and where it leads."""
+
+    port: PublishedPort
+    address: str
+
+    @property
+    def map(self) -> str:
+        return "ports_any" if self.port.host_ip == ANY else "ports_at"
+
+    @property
+    def key(self) -> str:
+        local = "" if self.port.host_ip == ANY else f"{self.port.host_ip} . "
+        return f"{local}{self.port.protocol} . {self.port.host_port}"
+
+    @property
+    def element(self) -> str:
+        return f"{self.key} : {self.address} . {self.port.container_port}"
+
+
+def ruleset(
+    table: str, bridge: str, subnet: str, redirects: Iterable[Redirect], *, internal: bool = False, masquerade: bool = True
+) -> str:
+    """The whole table as one transaction that replaces an older one."""
+    elements: dict[str, list[str]] = {"ports_any": [], "ports_at": []}
+    for redirect in redirects:
+        elements[redirect.map].append(redirect.element)
+    closed = f'iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop'
+    outgoing = f'oifname != "{bridge}" ip saddr {subnet} masquerade'
+    return _TABLE.format(
+        table=table,
+        bridge=bridge,
+        subnet=subnet,
+        any=_initial(elements["ports_any"]),
+        at=_initial(elements["ports_at"]),
+        internal=closed if internal else "",
+        masquerade=outgoing if masquerade and not internal else "",
+    )
+
+
+def _initial(elements: list[str]) -> str:
+    return f"elements = {{ {', '.join(elements)} }}" if elements else ""
+
+
+def _change(verb: str, table: str, redirects: Iterable[Redirect], with_target: bool) -> str:
+    """Commands that add or delete the elements of these redirects."""
+    lines = []
+    for name in ("ports_any", "ports_at"):
+        items = [redirect.element if with_target else redirect.key for redirect in redirects if redirect.map == name]
+        for start in range(0, len(items), _ELEMENTS_PER_LINE):
+            chunk = ", ".join(items[start : start + _ELEMENTS_PER_LINE])
+            lines.append(f"{verb} element ip {table} {name} {{ {chunk} }}\n")
+    return "".join(lines)
+
+
+class Firewall:
+    """The rules of one bridge in the kernel."""
+
+    def __init__(
+        self, nft: Nftables, bridge: str, subnet: str, *, internal: bool = False, masquerade: bool = True
+    ) -> None:
+        self._nft = nft
+        self._bridge = bridge
+        self._subnet = subnet
+        self._internal = internal
+        self._masquerade = masquerade
+        self.table = f"tare_{bridge.replace('-', '_').replace('.', '_')}"
+
+    def apply(self, redirects: Iterable[Redirect]) -> None:
+        """Put the table and all its redirects in place, whatever was there of it before."""
+        self._nft.run(
+            ruleset(
+                self.table,
+                self._bridge,
+                self._subnet,
+                redirects,
+                internal=self._internal,
+                masquerade=self._masquerade,
+            )
+        )
+
+    def publish(self, redirects: list[Redirect]) -> bool:
+        """Add redirects. False when the table is gone (somebody flushed the rules) and must be applied anew."""
+        return not redirects or self._try(_change("add", self.table, redirects, True))
+
+    def unpublish(self, redirects: list[Redirect]) -> bool:
+        """Delete redirects. False when one of them was not there."""
+        return not redirects or self._try(_change("delete", self.table, redirects, False))
+
+    def _try(self, script: str) -> bool:
+        try:
+            self._nft.run(script)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def intact(self) -> bool:
+        """Whether the table is there."""
+        return self._try(f"list chain ip {self.table} published")
+
+    def remove(self) -> None:
+        """Take the table and what ``open_forward`` added away. Idempotent."""
+        self._nft.run(f"add table ip {self.table}\ndelete table ip {self.table}\n")
+        for rule in self._forward_rules():
+            self._nft.run(f"delete rule ip filter FORWARD handle {rule['handle']}\n")
+
+    def open_forward(self) -> str:
+        """Deal with an iptables (nf_tables) FORWARD chain that drops by policy, as dockerd leaves it; returns a warning or "".
+
+        Accept rules for our bridge are put at the *end* of that chain: they replace its policy for this bridge only, after every
+        rule of the host, of ufw or of DOCKER-USER has had its say. They are as plain as iptables can still display (our own table
+        has dropped already what may not reach the bridge). Other tables that drop by policy cannot be opened from outside
+        and are named in the warning.
+        """
+        warning = ""
+        for chain in self._nft_objects("list chains", "chain"):
+            if chain.get("hook") != "forward" or chain.get("policy") != "drop":
+                continue
+            if (chain["family"], chain["table"], chain["name"]) != ("ip", "filter", "FORWARD"):
+                where = f"{chain['family']} {chain['table']} {chain['name']}"
+                warning = f"the nftables chain {where} drops forwarded packets by policy: allow the interface {self._bridge} there"
+            elif not self._forward_rules():
+                bridge = self._bridge
+                self._nft.run(
+                    f'add rule ip filter FORWARD oifname "{bridge}" counter accept comment "{COMMENT}"\n'
+                    f'add rule ip filter FORWARD iifname "{bridge}" counter accept comment "{COMMENT}"\n'
+                )
+        return warning
+
+    def _forward_rules(self) -> list[dict[str, Any]]:
+        """Our rules in iptables' FORWARD chain."""
+        rules = self._nft_objects("list chain ip filter FORWARD", "rule")
+        return [rule for rule in rules if rule.get("comment") == COMMENT and _names(rule["expr"], self._bridge)]
+
+    def _nft_objects(self, command: str, kind: str) -> list[dict[str, Any]]:
+        try:
+            return [entry[kind] for entry in self._nft.query(command) if kind in entry]
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+
+
+def _names(expression: list[dict[str, Any]], bridge: str) -> bool:
+    return any(part.get("match", {}).get("right") == bridge for part in expression)

@@ -1,0 +1,249 @@
+"""Published ports: what a container asked for, what it got, and the host ports held for it.
+
+A host port is held by a *bound* socket that the daemon keeps: bound, so that no other program can take the port while it is
+published; not listening, because packets to it are redirected by nftables before they reach a socket. Binding is also the only
+honest test whether the port is free, and costs microseconds.
+
+Invariants of ``HostPorts``: two held ports never overlap (same protocol and number, and equal or unspecified addresses); ``hold`` of
+several bindings holds all or none.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from tare.errors import Conflict, InvalidArgument, ResourceExhausted, Unsupported
+
+EPHEMERAL = (32768, 60999)
+ANY = "0.0.0.0"
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+_PORT_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_KINDS = {
+    "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+
+
+@dataclass(frozen=True)
+class PortBinding:
+    """A request: publish ``container_port`` on one free host port of start..end (0: any free ephemeral port)."""
+
+    container_port: int
+    protocol: str = "tcp"
+    host_ip: str = ""
+    host_port_start: int = 0
+    host_port_end: int = 0
+
+
+@dataclass(frozen=True)
+class PublishedPort:
+    """An answer: packets to ``host_ip``:``host_port`` reach ``container_port``. ``host_ip`` is an IPv4 address (0.0.0.0: any)."""
+
+    container_port: int
+    protocol: str
+    host_ip: str
+    host_port: int
+
+    @property
+    def key(self) -> str:
+        """Docker's name of the container's port: ``80/tcp``."""
+        return f"{self.container_port}/{self.protocol}"
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """``80`` or ``8000-8010`` as first and last port."""
+    match = _PORT_RANGE.fullmatch(text)
+    start = int(match[1]) if match else -1
+    end = int(match[2]) if match and match[2] else start
+    if not 0 <= start <= end <= 65535:
+        raise InvalidArgument(f"invalid port specification: {text!r}")
+    return start, end
+
+
+def parse_port(text: str) -> tuple[range, str]:
+    """``80``, ``80/tcp`` or ``8000-8010/udp`` as container ports and protocol."""
+    number, slash, protocol = text.partition("/")
+    protocol = protocol.lower() if slash else "tcp"
+    start, end = parse_range(number)
+    if start == 0:
+        raise InvalidArgument(f"invalid port specification: {text!r}")
+    if protocol not in PROTOCOLS:
+        raise InvalidArgument(f"invalid proto: {protocol!r} in port {text!r} (tcp, udp or sctp)")
+    return range(start, end + 1), protocol
+
+
+def parse_bindings(bindings: Mapping[str, Sequence[Mapping[str, str]] | None]) -> tuple[PortBinding, ...]:
+    """Docker's ``HostConfig.PortBindings`` (``{"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}``) as requests, ordered by port."""
+    found: list[PortBinding] = []
+    for spec, targets in bindings.items():
+        ports, protocol = parse_port(spec)
+        for target in targets or ({},):
+            host_ip = (target.get("HostIp") or "").strip("[]")
+            start, end = parse_range(target.get("HostPort") or "0")
+            if len(ports) > 1 and start and end - start != len(ports) - 1:
+                raise InvalidArgument(f"invalid ranges specified for container and host ports: {spec} and {start}-{end}")
+            for offset, port in enumerate(ports):
+                one = (start + offset,) * 2 if len(ports) > 1 and start else (start, end)
+                found.append(PortBinding(port, protocol, _host_address(host_ip), *one))
+    return tuple(sorted(found, key=lambda binding: (binding.container_port, binding.protocol)))
+
+
+def publish_all(exposed: Iterable[str], bindings: Sequence[PortBinding] = ()) -> tuple[PortBinding, ...]:
+    """Requests for every exposed port (``-P``) that ``bindings`` does not publish already."""
+    known = {(binding.container_port, binding.protocol) for binding in bindings}
+    wanted = {(port, protocol) for ports, protocol in map(parse_port, exposed) for port in ports}
+    return tuple(PortBinding(port, protocol) for port, protocol in sorted(wanted - known))
+
+
+def _host_address(text: str) -> str:
+    """A host IP as given by a client: empty, or a canonical IPv4 address."""
+    if not text:
+        return ""
+    try:
+        return str(IPv4Address(text))
+    except AddressValueError:
+        pass
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        raise InvalidArgument(f"invalid IP address: {text!r}") from None
+    raise Unsupported(f"cannot publish a port on the IPv6 address {text}: the network has no IPv6; use an IPv4 address")
+
+
+class HostPorts:
+    """The host ports this engine holds. Not thread-safe: used on the event loop."""
+
+    def __init__(self, ephemeral: tuple[int, int] = EPHEMERAL) -> None:
+        self._first, self._last = ephemeral
+        self._cursor = self._first
+        self._held: dict[tuple[str, int], dict[str, socket.socket | None]] = {}
+
+    def __len__(self) -> int:
+        """How many ports are held."""
+        return sum(map(len, self._held.values()))
+
+    def hold(self, bindings: Sequence[PortBinding], address: str) -> tuple[PublishedPort, ...]:
+        """Choose and hold a host port for each request of the container at ``address``. All or none; raises ``Conflict``."""
+        held: list[PublishedPort] = []
+        try:
+            for binding in bindings:
+                held.append(self._hold_one(binding, address))
+        except BaseException:
+            self.release(held)
+            raise
+        return tuple(held)
+
+    def hold_again(self, ports: Iterable[PublishedPort]) -> list[PublishedPort]:
+        """Hold ports that are published already (after a restart of the daemon). Returns those that another program has taken in the
+        meantime: they stay published, since redirection comes before that program's socket."""
+        lost = []
+        for port in ports:
+            try:
+                held = self._bind(port.protocol, port.host_ip, port.host_port)
+            except OSError:
+                held = None
+                lost.append(port)
+            self._held.setdefault((port.protocol, port.host_port), {})[port.host_ip] = held
+        return lost
+
+    def release(self, ports: Iterable[PublishedPort]) -> None:
+        """Let ports go. Those not held are skipped."""
+        for port in ports:
+            owners = self._held.get((port.protocol, port.host_port), {})
+            held = owners.pop(port.host_ip, None)
+            if held is not None:
+                held.close()
+            if not owners:
+                self._held.pop((port.protocol, port.host_port), None)
+
+    def close(self) -> None:
+        """Close every socket; what is published stays published."""
+        for owners in self._held.values():
+            for held in owners.values():
+                if held is not None:
+                    held.close()
+        self._held.clear()
+
+    def _hold_one(self, binding: PortBinding, address: str) -> PublishedPort:
+        host_ip = _host_address(binding.host_ip) or ANY
+        chosen = 0
+        if not binding.host_port_start:
+            chosen = self._hold_ephemeral(binding, host_ip)
+        for port in range(binding.host_port_start, binding.host_port_end + 1) if not chosen else ():
+            last = port == binding.host_port_end
+            if self._overlaps(binding.protocol, host_ip, port):
+                if last:
+                    raise Conflict(f"Bind for {host_ip}:{port} failed: port is already allocated")
+                continue
+            try:
+                self._take(binding.protocol, host_ip, port)
+            except OSError as error:
+                if last:
+                    raise _bind_failure(error, binding, host_ip, port, address) from None
+                continue
+            chosen = port
+            break
+        return PublishedPort(binding.container_port, binding.protocol, host_ip, chosen)
+
+    def _hold_ephemeral(self, binding: PortBinding, host_ip: str) -> int:
+        span = self._last - self._first + 1
+        for step in range(span):
+            port = self._first + (self._cursor - self._first + step) % span
+            if self._overlaps(binding.protocol, host_ip, port):
+                continue
+            try:
+                self._take(binding.protocol, host_ip, port)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise _bind_failure(error, binding, host_ip, port, "") from None
+            self._cursor = self._first + (port + 1 - self._first) % span
+            return port
+        raise ResourceExhausted(f"all ports {self._first}-{self._last} of {host_ip}/{binding.protocol} are allocated")
+
+    def _overlaps(self, protocol: str, host_ip: str, port: int) -> bool:
+        owners = self._held.get((protocol, port), {})
+        return bool(owners) and (host_ip == ANY or host_ip in owners or ANY in owners)
+
+    def _take(self, protocol: str, host_ip: str, port: int) -> None:
+        held = self._bind(protocol, host_ip, port)
+        self._held.setdefault((protocol, port), {})[host_ip] = held
+
+    @staticmethod
+    def _bind(protocol: str, host_ip: str, port: int) -> socket.socket | None:
+        """A socket bound to the port, or None where the kernel lacks the protocol (then nobody else can have the port either)."""
+        try:
+            held = socket.socket(socket.AF_INET, _KINDS[protocol][0] | socket.SOCK_CLOEXEC, _KINDS[protocol][1])
+        except OSError as error:
+            if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+                return None
+            raise
+        try:
+            try:
+                held.bind((host_ip, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or protocol != "tcp":
+                    raise
+                # Perhaps only old connections in TIME_WAIT. SO_REUSEADDR passes over these, but not over a listener. It is
+                # switched off again, or another program could share the port by setting it too.
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                held.bind((host_ip, port))
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        except OSError:
+            held.close()
+            raise
+        return held
+
+
+def _bind_failure(error: OSError, binding: PortBinding, host_ip: str, port: int, address: str) -> Conflict:
+    words = os.strerror(error.errno or errno.EIO).lower()
+    target = f":{address}:{binding.container_port}/{binding.protocol}" if address else f"/{binding.protocol}"
+    return Conflict(f"failed to bind host port for {host_ip}:{port}{target}: {words}")

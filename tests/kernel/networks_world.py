@@ -1,0 +1,198 @@
+"""A small world for network tests, in one process that was started in a fresh network namespace (``unshare -n``):
+
+    outside 198.51.100.2 ── veth ── host 198.51.100.1 (this process) ── bridge ── containers
+
+Namespaces are made by threads (unshare(2) is per thread) and live as long as their descriptor. Run as
+``unshare -n python networks_world.py SCENARIO DIRECTORY``; a scenario is a coroutine of ``networks_scenarios.py``.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tare.config import EngineConfig
+from tare.events import EventBus
+from tare.linux import namespaces
+from tare.linux.netlink import Route
+from tare.networks.model import Connection
+from tare.networks.service import Networks
+from tare.store.metadata import Metadata
+
+T = TypeVar("T")
+HOST = "198.51.100.1"
+OUTSIDE = "198.51.100.2"
+
+
+def in_thread(action: Callable[[], T]) -> T:
+    """Run in a thread of its own (whose namespace may change) and return or raise what it did."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(action())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+class Namespace:
+    """A network namespace with its loopback up."""
+
+    def __init__(self) -> None:
+        self.fd = in_thread(self._create)
+
+    @staticmethod
+    def _create() -> int:
+        namespaces.unshare(["net"])
+        with Route() as route:
+            route.set_link(route.link("lo").index, up=True)
+        return namespaces.open_namespace("/proc/thread-self/ns/net")
+
+    def run(self, action: Callable[[], T]) -> T:
+        """Run an action inside."""
+
+        def inside() -> T:
+            namespaces.join(self.fd, "net")
+            return action()
+
+        return in_thread(inside)
+
+    def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket that belongs to this namespace, wherever it is used."""
+        made = self.run(lambda: socket.socket(socket.AF_INET, kind))
+        made.settimeout(3)
+        return made
+
+
+def build_outside() -> Namespace:
+    """The world beyond the host: one neighbour on eth0, which knows no way to containers."""
+    outside = Namespace()
+    with Route() as route:
+        route.set_link(route.link("lo").index, up=True)
+        route.add_veth("eth0", "eth0", peer_ns_fd=outside.fd)
+        index = route.link("eth0").index
+        route.add_address(index, f"{HOST}/24")
+
+    def configure() -> None:
+        with Route() as route:
+            index = route.link("eth0").index
+            route.add_address(index, f"{OUTSIDE}/24")
+            route.set_link(index, up=True)
+
+    outside.run(configure)
+    return outside
+
+
+def attach(connection: Connection) -> Namespace:
+    """What a task does with its connection: the veth pair, the address, the default route."""
+    inside = Namespace()
+    with Route() as route:
+        route.add_veth(
+            connection.host_link,
+            connection.interface,
+            peer_ns_fd=inside.fd,
+            master_index=route.link(connection.bridge).index,
+            peer_mac=connection.mac,
+            mtu=connection.mtu,
+        )
+
+    def configure() -> None:
+        with Route() as route:
+            index = route.link(connection.interface).index
+            route.add_address(index, connection.cidr)
+            route.set_link(index, up=True)
+            route.add_route(None, connection.gateway)
+
+    inside.run(configure)
+    return inside
+
+
+class Server:
+    """Answers each TCP connection or UDP datagram with ``address-of-the-client``."""
+
+    def __init__(self, where: Namespace | None, port: int, kind: int = socket.SOCK_STREAM, host: str = "0.0.0.0") -> None:
+        self._socket = where.socket(kind) if where else socket.socket(socket.AF_INET, kind)
+        self._socket.settimeout(None)
+        if kind == socket.SOCK_STREAM:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((host, port))
+        if kind == socket.SOCK_STREAM:
+            self._socket.listen(8)
+        threading.Thread(target=self._serve, args=(kind,), daemon=True).start()
+
+    def _serve(self, kind: int) -> None:
+        while True:
+            try:
+                if kind == socket.SOCK_STREAM:
+                    peer, address = self._socket.accept()
+                    with peer:
+                        peer.sendall(address[0].encode())
+                else:
+                    _data, address = self._socket.recvfrom(100)
+                    self._socket.sendto(address[0].encode(), address)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        if self._socket.type == socket.SOCK_STREAM:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def ask_tcp(where: Namespace | None, host: str, port: int, timeout: float = 3) -> str:
+    """What a server says; raises ``OSError`` when it cannot be reached."""
+    with where.socket() if where else socket.socket() as client:
+        client.settimeout(timeout)
+        client.connect((host, port))
+        return client.recv(100).decode()
+
+
+def ask_udp(where: Namespace | None, host: str, port: int, timeout: float = 3) -> str:
+    with where.socket(socket.SOCK_DGRAM) if where else socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout)
+        client.connect((host, port))
+        client.send(b"?")
+        return client.recv(100).decode()
+
+
+def refused(action: Callable[[], object]) -> bool:
+    """Whether an exchange fails (refused, unreachable or without answer)."""
+    try:
+        action()
+    except OSError:
+        return True
+    return False
+
+
+class Engine:
+    """A daemon's share of the world: the service over its own data root."""
+
+    def __init__(self, root: Path, **options: object) -> None:
+        root.mkdir(exist_ok=True)
+        self.config = EngineConfig(data_root=root, **options)
+        self.metadata = Metadata(root / "metadata.db")
+        self.events = EventBus()
+        self.networks = Networks(self.config, self.metadata, self.events)
+
+    async def close(self) -> None:
+        await self.networks.close()
+        self.metadata.close()
+
+    def die(self) -> None:
+        """What is left of a daemon after kill -9: its descriptors are gone, nothing was tidied up."""
+        self.networks._ports.close()
+        for attached in self.networks._attached.values():
+            if attached.claim is not None:
+                attached.claim.release(forget=False)
+        self.metadata.close()
