@@ -19,7 +19,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from tare.http.parser import Headers, ProtocolError, RequestHead
@@ -92,8 +92,7 @@ class Response:
     headers: HeaderItems = ()
 
 
-@dataclass(frozen=True)
-class Hijacked:
+class Hijacked(NamedTuple):
     """A connection that has left HTTP.
 
     ``sock`` belongs to the caller: non-blocking, nobody else reads or writes it, fit to be sent to another process. ``rest`` are the

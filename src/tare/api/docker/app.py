@@ -1,0 +1,55 @@
+"""The Docker Engine API: version prefix, routing, errors. Endpoints live in one module per family.
+
+A path may start with ``/v1.24`` … ``/v1.51``; without a prefix the newest version is meant. Every answer carries the headers by which
+Docker's clients negotiate the version. What the table does not name is answered ``page not found`` with 404, also where another method
+would be right: dockerd has no 405.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tare.api.docker import errors, routes, versions
+from tare.errors import TareError
+from tare.http.message import ClientDisconnected, Request, RequestError, Response
+from tare.http.parser import ProtocolError
+from tare.http.routing import NoRoute
+
+if TYPE_CHECKING:
+    from tare.engine import Engine
+
+log = logging.getLogger("tare.api")
+
+
+def default_headers() -> dict[str, str]:
+    """Headers of every answer."""
+    return {
+        "Api-Version": versions.text(versions.MAXIMUM),
+        "Docker-Experimental": "false",
+        "Ostype": "linux",
+        "Server": f"Tare/{versions.engine_version()} (linux)",
+    }
+
+
+class DockerApi:
+    """The handler that the HTTP server calls for every request."""
+
+    def __init__(self, engine: Engine, table: routes.Routes | None = None) -> None:
+        self._router = routes.table(engine) if table is None else table
+
+    async def __call__(self, request: Request) -> Response | None:
+        try:
+            version, path = versions.split(request.path)
+            route, request.params = self._router.find(request.method, path)
+            if route.max_body is not None:
+                request.max_body = route.max_body
+            return await route.handler(request, version)
+        except (ClientDisconnected, ProtocolError):
+            raise
+        except Exception as error:
+            if request.response_started:  # too late for a status: the connection is cut, which no client takes for success
+                raise
+            if isinstance(error, TareError | RequestError | NoRoute):
+                log.debug("request %s: %s %s: %s", request.id, request.method, request.path, error)
+            return errors.response(error, request.id)

@@ -1,0 +1,109 @@
+"""Reading a request's parameters and bodies as dockerd reads them, and writing JSON answers.
+
+Wrong input raises ``InvalidArgument`` with dockerd's text where clients know it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from tare.api.docker.filter_parameter import Filters
+from tare.errors import InvalidArgument
+from tare.http.message import HeaderItems, Request, Response
+from tare.wire.decode import decode
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_FALSE_WORDS = frozenset(("", "0", "no", "false", "none"))
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+/[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_TIMESTAMP = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,9})[0-9]*)?")
+_BYTE = re.compile(r"invalid character \(byte (\d+)\)")
+
+
+def boolean(request: Request, name: str, default: bool = False) -> bool:
+    """A boolean query parameter: everything but ``""``, 0, no, false, none is true."""
+    value = request.query.get(name)
+    return default if value is None else value.strip().lower() not in _FALSE_WORDS
+
+
+@overload
+def integer(request: Request, name: str, default: int) -> int: ...
+@overload
+def integer(request: Request, name: str, default: None) -> int | None: ...
+def integer(request: Request, name: str, default: int | None) -> int | None:
+    """An integer query parameter; absent or empty gives ``default``."""
+    value = request.query.get(name, "")
+    if not value:
+        return default
+    if _INTEGER.fullmatch(value) is None:
+        raise InvalidArgument(f'invalid {name}: strconv.Atoi: parsing "{value}": invalid syntax')
+    return int(value)
+
+
+def timestamp(request: Request, name: str) -> int | None:
+    """A ``since`` or ``until`` parameter, ``SECONDS[.FRACTION]`` since the epoch, in nanoseconds; None when absent or empty."""
+    value = request.query.get(name, "")
+    if not value:
+        return None
+    match = _TIMESTAMP.fullmatch(value)
+    if match is None:
+        raise InvalidArgument(f'invalid {name}: strconv.ParseInt: parsing "{value}": invalid syntax')
+    return int(match[1]) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
+
+
+def read_filters(request: Request) -> Filters:
+    """The ``filters`` parameter in either spelling."""
+    return Filters.parse(request.query.get("filters"))
+
+
+async def json_body(request: Request, kind: type[T], optional: bool = False) -> T:
+    """The body as ``kind``. Without a body: the defaults when ``optional``, else an error."""
+    content_type = request.headers.get("content-type", "")
+    if request.head.has_body or (content_type and not optional):
+        _check_json_type(content_type)
+    body = await request.read()
+    if not body.strip():
+        if body or not optional:
+            raise InvalidArgument("invalid JSON: got EOF while reading request body")
+        return kind()
+    return parse_json(kind, body)
+
+
+def parse_json(kind: type[T], body: bytes) -> T:
+    """Decode one JSON object, with error texts in dockerd's manner."""
+    try:
+        return decode(kind, body)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"invalid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidArgument("invalid JSON: exceeded max depth") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise InvalidArgument(f"invalid JSON: {_fault(str(error), body)}") from None
+
+
+def _fault(text: str, body: bytes) -> str:
+    if "truncated" in text:
+        return "unexpected EOF"
+    if "trailing characters" in text:
+        return "unexpected content after JSON"
+    match = _BYTE.search(text)
+    if match is not None and int(match[1]) < len(body):
+        return f"invalid character {chr(body[int(match[1])])!r} at byte {match[1]}"
+    return text[:1].lower() + text[1:]
+
+
+def _check_json_type(value: str) -> None:
+    media_type = value.partition(";")[0].strip()
+    if _MEDIA_TYPE.fullmatch(media_type) is None:
+        raise InvalidArgument(f"malformed Content-Type header ({value}): mime: no media type")
+    if media_type.lower() != "application/json":
+        raise InvalidArgument(f"unsupported Content-Type header ({media_type}): must be 'application/json'")
+
+
+def json_response(document: Any, status: int = 200, headers: HeaderItems = ()) -> Response:
+    """A JSON answer; ``document`` is anything msgspec encodes."""
+    return Response(status, msgspec.json.encode(document) + b"\n", "application/json", headers)

@@ -1,0 +1,96 @@
+"""The table of the Docker API: which handler answers which method and path.
+
+A handler takes the request and the API version; ``plain`` adapts one that does not care about the version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tare.api.docker.containers import ContainerHandlers
+from tare.api.docker.execs import ExecHandlers
+from tare.api.docker.images import ImageHandlers
+from tare.api.docker.system import SystemHandlers
+from tare.api.docker.versions import ApiVersion
+from tare.http.message import Request, Response
+from tare.http.routing import Router
+
+if TYPE_CHECKING:
+    from tare.engine import Engine
+
+Handler = Callable[[Request, ApiVersion], Awaitable[Response | None]]
+Routes = Router[Handler]
+
+SWARM_ONLY = ("swarm", "nodes", "services", "tasks", "secrets", "configs")
+
+
+def plain(handler: Callable[[Request], Awaitable[Response | None]]) -> Handler:
+    def call(request: Request, version: ApiVersion) -> Awaitable[Response | None]:
+        return handler(request)
+
+    return call
+
+
+def table(engine: Engine) -> Routes:
+    """All endpoints over one engine."""
+    routes: Routes = Router()
+    add_system(routes, SystemHandlers(engine))
+    add_images(routes, ImageHandlers(engine))
+    add_containers(routes, ContainerHandlers(engine))
+    add_execs(routes, ExecHandlers(engine))
+    return routes
+
+
+def add_system(routes: Routes, system: SystemHandlers) -> None:
+    routes.add("GET", "/_ping", plain(system.ping))
+    routes.add("HEAD", "/_ping", plain(system.ping))
+    routes.add("GET", "/version", plain(system.version))
+    routes.add("GET", "/info", system.info)
+    routes.add("GET", "/events", system.events)
+    routes.add("POST", "/auth", plain(system.auth))
+    routes.add("GET", "/plugins", plain(system.plugins))
+    for method, path in (("POST", "/build"), ("POST", "/session"), ("POST", "/grpc"), ("POST", "/build/prune"), ("POST", "/build/cancel")):
+        routes.add(method, path, plain(system.no_builder))
+    for name in SWARM_ONLY:
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            routes.add(method, f"/{name}", plain(system.no_swarm))
+            routes.add(method, f"/{name}/{{rest:*}}", plain(system.no_swarm))
+
+
+def add_images(routes: Routes, images: ImageHandlers) -> None:
+    routes.add("POST", "/images/create", plain(images.create))
+    routes.add("GET", "/images/json", images.list)
+    routes.add("GET", "/images/search", plain(images.search))
+    routes.add("POST", "/images/load", plain(images.load))
+    routes.add("GET", "/images/get", plain(images.save))
+    routes.add("POST", "/images/prune", plain(images.prune))
+    routes.add("GET", "/images/{name:*}/get", plain(images.save))
+    routes.add("GET", "/images/{name:*}/json", images.inspect)
+    routes.add("GET", "/images/{name:*}/history", plain(images.history))
+    routes.add("POST", "/images/{name:*}/tag", plain(images.tag))
+    routes.add("POST", "/images/{name:*}/push", plain(images.push))
+    routes.add("DELETE", "/images/{name:*}", plain(images.delete))
+    routes.add("GET", "/distribution/{name:*}/json", plain(images.distribution))
+
+
+def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
+    routes.add("POST", "/containers/create", plain(containers.create))
+    routes.add("GET", "/containers/json", plain(containers.list))
+    routes.add("POST", "/containers/prune", plain(containers.prune))
+    routes.add("GET", "/containers/{id}/json", plain(containers.inspect))
+    routes.add("DELETE", "/containers/{id}", plain(containers.remove))
+    for name in ("start", "stop", "restart", "kill", "pause", "unpause", "rename", "update", "wait", "resize"):
+        routes.add("POST", f"/containers/{{id}}/{name}", plain(getattr(containers, name)))
+    for name in ("top", "stats", "changes"):
+        routes.add("GET", f"/containers/{{id}}/{name}", plain(getattr(containers, name)))
+    routes.add("POST", "/containers/{id}/attach", containers.attach)
+    routes.add("GET", "/containers/{id}/attach/ws", containers.attach_websocket)
+    routes.add("GET", "/containers/{id}/logs", containers.logs)
+
+
+def add_execs(routes: Routes, execs: ExecHandlers) -> None:
+    routes.add("POST", "/containers/{id}/exec", plain(execs.create))
+    routes.add("POST", "/exec/{id}/start", execs.start)
+    routes.add("GET", "/exec/{id}/json", plain(execs.inspect))
+    routes.add("POST", "/exec/{id}/resize", plain(execs.resize))

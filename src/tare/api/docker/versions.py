@@ -1,0 +1,43 @@
+"""API versions: which are spoken, and how a path's prefix selects one."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+from tare.errors import InvalidArgument
+
+ApiVersion = tuple[int, int]
+
+MINIMUM: ApiVersion = (1, 24)
+MAXIMUM: ApiVersion = (1, 51)
+
+_PREFIX = re.compile(r"/v([0-9]{1,3})\.([0-9]{1,3})(?=/)")
+
+
+def engine_version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return metadata.version("tare-engine")
+    except metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+def text(version: ApiVersion) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def split(path: str) -> tuple[ApiVersion, str]:
+    """(version, path without its prefix). No prefix means the newest version. Raises ``InvalidArgument`` with dockerd's texts."""
+    match = _PREFIX.match(path)
+    if match is None:
+        return MAXIMUM, path
+    version = (int(match[1]), int(match[2]))
+    if version > MAXIMUM:
+        raise InvalidArgument(f"client version {text(version)} is too new. Maximum supported API version is {text(MAXIMUM)}")
+    if version < MINIMUM:
+        raise InvalidArgument(
+            f"client version {text(version)} is too old. Minimum supported API version is {text(MINIMUM)}, "
+            "please upgrade your client to a newer version"
+        )
+    return version, path[match.end() :]
