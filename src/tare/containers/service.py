@@ -274,6 +274,14 @@ class Containers:
             self._reserved.discard(name)
         self.lifecycle.publish(container, "rename", {"oldName": f"/{old}"})
 
+    def set_network(self, container: Container, name: str, settings: EndpointSettings | None) -> None:
+        """Put a container that does not run into a network, or (None) take it out of it."""
+        if settings is None:
+            container.record.networks.pop(name, None)
+        else:
+            container.record.networks[name] = settings
+        container.save(self._records)
+
     # -- remove -----------------------------------------------------------------------------------------------------------------------
 
     async def remove(self, container: Container, *, force: bool = False, volumes: bool = False) -> None:

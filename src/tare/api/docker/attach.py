@@ -16,6 +16,7 @@ from tare.api.docker.params import boolean
 from tare.containers.logs import Line, LogQuery
 from tare.containers.task import Attachment
 from tare.errors import InvalidArgument
+from tare.http.websocket import accept
 
 if TYPE_CHECKING:
     from tare.containers.container import Container
@@ -80,20 +81,17 @@ async def attach_request(
         containers.lifecycle.check_attachable(container)
     await request.read()
     if websocket:
-        from tare.http.websocket import accept
-
-        sock, rest = await accept(request)
+        hijacked = await accept(request)
     else:
         hijacked = await request.hijack(upgrade_head(request, stream_type(request, tty, version)))
-        sock, rest = hijacked.sock, hijacked.rest
     multiplexed = not tty and not websocket
     attachment = Attachment(
-        sock=sock,
+        sock=hijacked.sock,
         stdin=streams[0] and container.record.config.open_stdin,
         stdout=streams[1],
         stderr=streams[2],
         multiplexed=multiplexed,
-        prefix=rest,
+        prefix=hijacked.rest,
         detach_keys=keys,
         corked=backlog,
     )

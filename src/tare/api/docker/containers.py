@@ -15,11 +15,12 @@ from tare.api.docker.params import boolean, integer, json_body, json_response, r
 from tare.containers.signals import parse_signal
 from tare.containers.stats import stats_document
 from tare.containers.top import top
-from tare.errors import Conflict, InvalidArgument, NotFound
+from tare.errors import InvalidArgument, NotFound
 from tare.http.message import ClientDisconnected, Request, Response
 from tare.wire.container import CreateRequest, UpdateRequest
 
 if TYPE_CHECKING:
+    from tare.api.docker.versions import ApiVersion
     from tare.containers.container import Container
     from tare.containers.record import Record
     from tare.containers.task import Exit
@@ -192,14 +193,14 @@ class ContainerHandlers:
 
     # -- streams ----------------------------------------------------------------------------------------------------------------------
 
-    async def attach(self, request: Request) -> None:
-        await attach_request(self._containers, self._get(request), request, detach_keys(request))
+    async def attach(self, request: Request, version: ApiVersion) -> None:
+        await attach_request(self._containers, self._get(request), request, detach_keys(request), version)
 
-    async def attach_websocket(self, request: Request) -> None:
-        await attach_request(self._containers, self._get(request), request, detach_keys(request), websocket=True)
+    async def attach_websocket(self, request: Request, version: ApiVersion) -> None:
+        await attach_request(self._containers, self._get(request), request, detach_keys(request), version, websocket=True)
 
-    async def logs(self, request: Request) -> None:
-        await stream_logs(self._containers, self._get(request), request)
+    async def logs(self, request: Request, version: ApiVersion) -> None:
+        await stream_logs(self._containers, self._get(request), request, version)
 
     async def resize(self, request: Request) -> Response:
         rows, columns = integer(request, "h", None), integer(request, "w", None)
@@ -230,7 +231,3 @@ class ContainerHandlers:
         kinds = {"modified": 0, "added": 1, "deleted": 2}
         changes = await asyncio.to_thread(lambda: [(c.path, c.kind) for c in self._engine.snapshots.diff(container.id)])
         return json_response([{"Path": path, "Kind": kinds[kind]} for path, kind in changes] or None)
-
-    def running_only(self, container: Container) -> None:
-        if not container.running:
-            raise Conflict(f"container {container.id} is not running")

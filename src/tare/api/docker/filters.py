@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from tare.containers.record import CREATED, DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING
@@ -138,7 +140,23 @@ def _ancestor(values: list[str], images: Images) -> Filter:
 
 
 def _until(values: list[str]) -> Filter:
-    from tare.api.docker.params import parse_until
-
     limit = parse_until(values[0])
     return lambda c: c.record.created < limit
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_until(text: str) -> int:
+    """A point in time, in nanoseconds since the epoch: a Go duration before now, seconds since the epoch, or an RFC 3339 time."""
+    if re.fullmatch(rf"(?:{_DURATION.pattern})+", text):
+        age = sum(float(match[1]) * _SECONDS[match[2]] for match in _DURATION.finditer(text))
+        return time.time_ns() - int(age * 1e9)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return int(float(text) * 1e9)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidArgument(f"invalid filter 'until={text}': a duration (10m), a Unix time or an RFC 3339 time is expected") from None
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e9)
