@@ -323,14 +323,20 @@ class LayerDriver(ABC):
         Count with ``release``; raises ``NotFound`` when a layer is missing.
         """
         with self._lock:
+            paths = self.show(diff_ids)
+            for diff_id in diff_ids:
+                self._counts[diff_id] = self._counts.get(diff_id, 0) + 1
+            return paths
+
+    def show(self, diff_ids: Sequence[Digest]) -> tuple[Path, ...]:
+        """``acquire`` without counting: make sure that the directories are there."""
+        with self._lock:
             layers = [self._need(diff_id) for diff_id in diff_ids]
             paths: list[Path] = []
             for index, layer in enumerate(layers):
                 if layer.entries == 0 or layer in layers[index + 1 :]:
                     continue
                 paths.append(self._linked(layer, layers[:index], paths) if layer.form == "pending" else self._show(layer))
-            for diff_id in diff_ids:
-                self._counts[diff_id] = self._counts.get(diff_id, 0) + 1
             return tuple(paths) or (self._root / "empty",)
 
     def release(self, diff_ids: Sequence[Digest]) -> None:
@@ -372,10 +378,16 @@ class LayerDriver(ABC):
 
     def remove(self, diff_id: Digest) -> int:
         """Delete a layer; returns the bytes of its tar, 0 when there was none. ``Conflict`` while it is acquired."""
+        doomed, size = self.discard(diff_id)
+        self.delete(doomed)
+        return size
+
+    def discard(self, diff_id: Digest) -> tuple[Path | None, int]:
+        """The quick half of ``remove``: the layer is gone for everybody, its files wait for ``delete`` or the next start."""
         with self._lock:
             layer = self.get(diff_id)
             if layer is None:
-                return 0
+                return None, 0
             if diff_id in self._counts:
                 raise Conflict(f"layer {diff_id} is in use")
             self._hide(layer)
@@ -385,8 +397,13 @@ class LayerDriver(ABC):
             (self._root / "l" / short).unlink(missing_ok=True)
             self._records.pop(diff_id, None)
             self._shorts.pop(diff_id, None)
-        remove_tree(doomed)
-        return layer.tar_size
+        return doomed, layer.tar_size
+
+    @staticmethod
+    def delete(doomed: Path | None) -> None:
+        """The slow half of ``remove``."""
+        if doomed is not None:
+            remove_tree(doomed)
 
     def _discard(self, path: Path) -> None:
         """Move a directory without a readable record out of the way."""

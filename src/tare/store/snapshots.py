@@ -1,0 +1,253 @@
+"""Snapshots: the writable part of a container's root file system, and the stack of layers that lies under it.
+
+On disk, under ``data_root/snapshots``:
+
+    ID/layers      the diff_ids under this snapshot, bottom first, one a line
+    ID/upper/      what the container wrote, in overlayfs's form
+    ID/work/       overlayfs's own
+    .trash/        snapshots on their way out; a crash leaves them here, ``clean`` deletes them
+
+Making one is three mkdirs and a small write: nothing is mounted and nothing copied. ``rootfs`` acquires the layers' directories for a task;
+the overlay itself is mounted by the runtime in the task's own mount namespace. What the daemon mounts to look into a snapshot (``mounted``)
+is a *detached* mount known by a descriptor only: it cannot be left behind, whatever kills the daemon.
+
+The root directory's mode and owner come from the topmost layer that has an entry for it, since in an overlay the upper directory's win.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tare.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted
+from tare.linux.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, O_PATH
+from tare.linux.mount import Filesystem, overlay
+from tare.oci.digest import Digest
+from tare.store.changes import Change, compare, tar_tree
+from tare.store.durability import remove_tree
+from tare.store.layers.driver import LayerDriver
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class SnapshotRoot:
+    """What an overlay mount of the snapshot needs: lower directories (topmost first), upper and work directory."""
+
+    lower: tuple[Path, ...]
+    upper: Path
+    work: Path
+
+
+class Snapshots:
+    """All snapshots under a data root. Methods may be called from any thread; those that touch many files say so."""
+
+    def __init__(self, root: Path, layers: LayerDriver) -> None:
+        self._root = root / "snapshots"
+        self._trash = self._root / ".trash"
+        self._layers = layers
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[SnapshotRoot, tuple[Digest, ...]]] = {}
+        for directory in (self._root, self._trash):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, id: str) -> Path:
+        """The snapshot's directory, existing or not."""
+        if not _ID.fullmatch(id):
+            raise InvalidArgument(f"invalid snapshot id {id!r}")
+        return self._root / id
+
+    def _existing(self, id: str) -> Path:
+        path = self.path(id)
+        if not path.is_dir():
+            raise NotFound(f"snapshot {id} does not exist")
+        return path
+
+    def walk(self) -> Iterator[str]:
+        """The ids of all snapshots."""
+        for name in os.listdir(self._root):
+            if not name.startswith("."):
+                yield name
+
+    def prepare(self, id: str, diff_ids: Sequence[Digest]) -> None:
+        """Make an empty snapshot over these layers (bottom first). ``Conflict`` if it exists, ``NotFound`` if a layer is missing."""
+        path = self.path(id)
+        mode, uid, gid = 0o755, 0, 0
+        for diff_id in diff_ids:
+            layer = self._layers.get(diff_id)
+            if layer is None:
+                raise NotFound(f"layer {diff_id} is not stored: pull its image again")
+            if layer.root is not None:
+                mode, uid, gid = layer.root
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise Conflict(f"snapshot {id} exists already") from None
+        try:
+            (path / "layers").write_text("".join(f"{diff_id}\n" for diff_id in diff_ids))
+            upper = path / "upper"
+            upper.mkdir()
+            (path / "work").mkdir(mode=0o700)
+            if uid or gid:
+                os.chown(upper, uid, gid)
+            upper.chmod(mode)
+        except OSError as error:
+            remove_tree(path)
+            raise ResourceExhausted(f"snapshot {id} cannot be made under {self._root}: {error.strerror}") from error
+
+    def layers(self, id: str) -> tuple[Digest, ...]:
+        """The diff_ids under a snapshot, bottom first."""
+        text = (self._existing(id) / "layers").read_text()
+        return tuple(Digest.parse(line) for line in text.split())
+
+    def rootfs(self, id: str) -> SnapshotRoot:
+        """The directories for the snapshot's overlay, its layers mounted and counted as in use. Idempotent until ``release``."""
+        with self._lock:
+            held = self._held.get(id)
+            if held is not None:
+                self._layers.show(held[1])
+                return held[0]
+            path = self._existing(id)
+            diff_ids = self.layers(id)
+            lower = self._layers.acquire(diff_ids)[::-1]
+            root = SnapshotRoot(lower, path / "upper", path / "work")
+            self._held[id] = root, diff_ids
+            return root
+
+    def release(self, id: str) -> None:
+        """The task that used ``rootfs`` has ended. Idempotent."""
+        with self._lock:
+            held = self._held.pop(id, None)
+            if held is not None:
+                self._layers.release(held[1])
+
+    def remove(self, id: str) -> None:
+        """Delete a snapshot: at once for everybody else (a rename), then file by file. Idempotent; slow for a big tree."""
+        self.delete(self.discard(id))
+
+    def discard(self, id: str) -> Path | None:
+        """The quick half of ``remove``: the snapshot is gone for everybody, its files wait for ``delete`` or the next ``clean``."""
+        self.release(id)
+        path = self.path(id)
+        doomed = Path(tempfile.mkdtemp(dir=self._trash))
+        try:
+            path.rename(doomed / "snapshot")
+        except FileNotFoundError:
+            doomed.rmdir()
+            return None
+        return doomed
+
+    @staticmethod
+    def delete(doomed: Path | None) -> None:
+        """The slow half of ``remove``."""
+        if doomed is not None:
+            remove_tree(doomed)
+
+    def clean(self) -> None:
+        """Delete what a crash left in the trash. Slow; for a worker thread after start."""
+        for name in os.listdir(self._trash):
+            remove_tree(self._trash / name)
+
+    @contextmanager
+    def mounted(self, id: str, *, writable: bool = False) -> Iterator[Path]:
+        """A host path that shows the snapshot's root while the context lasts.
+
+        Read-only by default, and then harmless also beside a running task; ``writable`` only while no task runs. The path names a
+        descriptor of this process: use it for ``os.open``, not for a child.
+        """
+        path = self._existing(id)
+        diff_ids = self.layers(id)
+        lower = self._layers.acquire(diff_ids)[::-1]
+        try:
+            if writable:
+                attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
+                mounted = overlay([str(each) for each in lower], str(path / "upper"), str(path / "work"), (), attributes)
+            else:
+                mounted = _view([path / "upper", *lower])
+            try:
+                yield Path(f"/proc/{os.getpid()}/fd/{mounted}")
+            finally:
+                os.close(mounted)
+        finally:
+            self._layers.release(diff_ids)
+
+    @contextmanager
+    def _below(self, id: str) -> Iterator[int]:
+        """A descriptor of the layers' merged view, without the upper directory."""
+        diff_ids = self.layers(id)
+        lower = self._layers.acquire(diff_ids)[::-1]
+        try:
+            view = os.open(lower[0], _DIRECTORY) if len(lower) == 1 else _view(lower)
+            try:
+                root = os.open(".", _DIRECTORY, dir_fd=view)
+                try:
+                    yield root
+                finally:
+                    os.close(root)
+            finally:
+                os.close(view)
+        finally:
+            self._layers.release(diff_ids)
+
+    def usage(self, id: str) -> int:
+        """Bytes of the files that the container wrote (hard links once). Walks the upper directory."""
+        seen: set[int] = set()
+        total = 0
+        for _, _, names, directory in os.fwalk(self._existing(id) / "upper"):
+            for name in names:
+                try:
+                    status = os.lstat(name, dir_fd=directory)
+                except FileNotFoundError:
+                    continue
+                if status.st_nlink == 1 or status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    total += status.st_size
+        return total
+
+    def diff(self, id: str) -> list[Change]:
+        """What the container changed relative to its layers, sorted by path. Walks the upper directory."""
+        upper = os.open(self._existing(id) / "upper", _DIRECTORY)
+        try:
+            with self._below(id) as lower:
+                return compare(upper, lower)
+        finally:
+            os.close(upper)
+
+    def changeset(self, id: str) -> Iterator[bytes]:
+        """The upper directory as the tar of a layer (``docker commit``): whiteouts and opaque marks in the OCI's form."""
+        upper = os.open(self._existing(id) / "upper", _DIRECTORY)
+        try:
+            yield from tar_tree(upper, marks=True)
+        finally:
+            os.close(upper)
+
+    def export(self, id: str) -> Iterator[bytes]:
+        """The merged root as a tar (``docker export``)."""
+        with self.mounted(id) as path:
+            root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                yield from tar_tree(root)
+            finally:
+                os.close(root)
+
+
+def _view(lower: Sequence[Path]) -> int:
+    """A detached read-only overlay of at least two directories, topmost first. Needs Linux 6.5."""
+    opened: list[int] = []
+    try:
+        with Filesystem("overlay") as context:
+            context.set("source", "overlay")
+            for path in lower:
+                opened.append(os.open(path, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+                context.set("lowerdir+", f"/proc/self/fd/{opened[-1]}")
+            return context.mount(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID)
+    finally:
+        for file in opened:
+            os.close(file)
