@@ -43,9 +43,7 @@ def decompress(source: Iterable[bytes], what: str, found: Callable[[str], None] 
         for chunk in _DECODERS[name](feed):
             produced += len(chunk)
             if produced > BOMB_FLOOR and produced > BOMB_RATIO * feed.consumed:
-                raise ResourceExhausted(
-                    f"{what} unpacks to more than {produced} bytes from {feed.consumed}: refused as decompression bomb"
-                )
+                raise ResourceExhausted(f"{what} unpacks to more than {produced} bytes from {feed.consumed}: refused as decompression bomb")
             yield chunk
     except _decoder_errors() as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 INDEX_DEPTH = 3
 _USER_AGENT = "tare/0.1 (linux)"
 
-Pin = Callable[[Iterable[Digest]], None]
+Pin = Callable[[Iterable[Digest]], Awaitable[None]]
 """Told the digests (blobs and diff_ids) that a pull is about to rely on, before it looks whether they are there."""
 
 
@@ -105,13 +105,14 @@ class Registry:
         platform: Platform | None = None,
         credentials: Credentials | None = None,
         report: Report = silent,
-        pin: Pin = lambda digests: None,
+        pin: Pin | None = None,
     ) -> Pulled:
         """Make the image available. ``platform`` defaults to this machine's; a given one must match."""
         reference = reference.with_default_tag()
+        pin = pin or _pin_nothing
         repository = await self.repository(reference, credentials)
         found = await self._documents(repository, platform, pin)
-        pin(found.diff_ids)
+        await pin([*found.diff_ids, *(layer.digest for layer in found.manifest.layers)])
         await self._layers_of(repository, found, report)
         return found
 
@@ -138,7 +139,7 @@ class Registry:
             raw, digest, media_type = await self._manifest(repository, target)
             document = parse_manifest(raw, media_type)
             top = top or digest
-            pin([digest])
+            await pin([digest])
             stored.append(digest)
             await self._store(raw, digest)
             if isinstance(document, Manifest):
@@ -161,7 +162,7 @@ class Registry:
 
     async def _config(self, repository: Repository, descriptor: Descriptor, pin: Pin) -> ImageConfig:
         digest = descriptor.digest
-        pin([digest])
+        await pin([digest])
         if self._content.has(digest):
             return parse_config(await asyncio.to_thread(self._content.read, digest))
         raw = await _fetch_small(repository, descriptor)
@@ -196,6 +197,10 @@ class Registry:
                 await transfer.run(repository)
 
         await self._transfers.run((diff_id, descriptor.digest), work, report)
+
+
+async def _pin_nothing(digests: Iterable[Digest]) -> None:
+    """For callers whose stores are never collected."""
 
 
 async def _all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:

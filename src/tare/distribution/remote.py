@@ -90,9 +90,7 @@ async def retrying(operation: Callable[[], Awaitable[_T]]) -> _T:
 class Repository:
     """One repository, wherever it is served from. Make it for one pull: it holds that user's tokens."""
 
-    def __init__(
-        self, transport: Transport, policy: RegistryPolicy, reference: Reference, credentials: Credentials
-    ) -> None:
+    def __init__(self, transport: Transport, policy: RegistryPolicy, reference: Reference, credentials: Credentials) -> None:
         self.reference = reference
         self._hosts = [
             Host(transport, endpoint, reference, credentials if endpoint.takes_credentials else Credentials())
@@ -136,9 +134,7 @@ class Repository:
 class Host:
     """One place that serves the repository."""
 
-    def __init__(
-        self, transport: Transport, endpoint: Endpoint, reference: Reference, credentials: Credentials
-    ) -> None:
+    def __init__(self, transport: Transport, endpoint: Endpoint, reference: Reference, credentials: Credentials) -> None:
         self._transport = transport
         self._endpoint = endpoint
         self._reference = reference
@@ -182,17 +178,14 @@ class Host:
                 kind = media_types.bare(response.headers.get("Content-Type", ""))
                 hint = " (an HTML page)" if kind == "text/html" else ""
                 raise Corrupt(
-                    f"blob {descriptor.digest}: the manifest says {descriptor.size} bytes, "
-                    f"the registry sends {start + length}{hint}"
+                    f"blob {descriptor.digest}: the manifest says {descriptor.size} bytes, the registry sends {start + length}{hint}"
                 )
         except BaseException:
             response.close()
             raise
         return response, start
 
-    async def _ask(
-        self, method: str, path: str, headers: Mapping[str, str], foreign: list[str] | None = None
-    ) -> aiohttp.ClientResponse:
+    async def _ask(self, method: str, path: str, headers: Mapping[str, str], foreign: list[str] | None = None) -> aiohttp.ClientResponse:
         """One request below the repository, with authorisation; a refusal is raised as its domain error."""
         await self._connect()
         url = f"{self._base}/v2/{self._reference.path}/{path}"

@@ -155,9 +155,7 @@ class LayerTransfer:
                         skip = max(0, skip - len(chunk))
                         offset += len(fresh)
                         if offset > size:
-                            raise Corrupt(
-                                f"blob {self._descriptor.digest}: longer than the {size} bytes it should have"
-                            )
+                            raise Corrupt(f"blob {self._descriptor.digest}: longer than the {size} bytes it should have")
                         if fresh:
                             await self._to_inflate.put_async(fresh)
                             await self._to_blob.put_async(fresh)

@@ -54,9 +54,7 @@ class Transport:
             read_bufsize=READ_BUFFER,
             max_line_size=32 << 10,
             max_field_size=64 << 10,
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=STALL_TIMEOUT
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=STALL_TIMEOUT),
             headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
         )
 

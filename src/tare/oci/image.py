@@ -205,10 +205,7 @@ def parse_config(data: bytes) -> ImageConfig:
 def check_config(manifest: Manifest, config: ImageConfig) -> None:
     """Refuse a config that does not describe the manifest's layers one by one."""
     if len(manifest.layers) != len(config.diff_ids):
-        raise Corrupt(
-            f"image config names {len(config.diff_ids)} layers (rootfs.diff_ids) "
-            f"but its manifest has {len(manifest.layers)}"
-        )
+        raise Corrupt(f"image config names {len(config.diff_ids)} layers (rootfs.diff_ids) but its manifest has {len(manifest.layers)}")
 
 
 def check_supported(manifest: Manifest) -> None:

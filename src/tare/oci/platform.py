@@ -25,8 +25,7 @@ _ARCHITECTURES = {
 }
 _KNOWN_OS = frozenset({"linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "solaris", "wasip1"})
 _KNOWN_ARCHITECTURES = frozenset(
-    {"386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le"}
-    | {"ppc64", "ppc64le", "riscv64", "s390x", "wasm"}
+    {"386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le"} | {"ppc64", "ppc64le", "riscv64", "s390x", "wasm"}
 )
 _PART_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
