@@ -1,0 +1,80 @@
+"""What a process inherits and hands on: descriptors, signals, dumpability, its parent's death."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Any
+
+from tare.linux import libc
+from tare.linux.constants import CLOSE_RANGE_CLOEXEC, NR_CLOSE_RANGE, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG
+
+_LAST_FD = 0xFFFFFFFF
+_SIG_DFL: Any = signal.SIG_DFL
+
+
+def close_range(first: int, last: int = _LAST_FD, *, on_exec: bool = False) -> None:
+    """Close (or mark close-on-exec) every descriptor from ``first`` to ``last``."""
+    libc.syscall(NR_CLOSE_RANGE, first, last, CLOSE_RANGE_CLOEXEC if on_exec else 0)
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Close every descriptor above 2 that is not in ``keep``."""
+    first = 3
+    for fd in sorted(keep):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = max(first, fd + 1)
+    close_range(first)
+
+
+def reset_signals() -> None:
+    """Default action for every signal and an empty mask, as a fresh program expects (Python itself ignores SIGPIPE and SIGXFSZ)."""
+    for number in signal.valid_signals():
+        if number in (signal.SIGKILL, signal.SIGSTOP):
+            continue
+        try:
+            signal.signal(number, _SIG_DFL)
+        except (OSError, ValueError):
+            continue
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether others of the same user may look into this process (/proc/PID/mem, fd, exe); exec sets it again."""
+    libc.prctl(PR_SET_DUMPABLE, int(dumpable))
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask for a signal when the parent dies. Cleared by a change of credentials, so set it after that."""
+    libc.prctl(PR_SET_PDEATHSIG, number)
+
+
+def no_new_privileges() -> None:
+    """From now on exec grants no privileges (set-user-id bits, file capabilities)."""
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_name(name: str) -> None:
+    """The short name in ps and top (at most 15 bytes)."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15] + b"\0")
+    libc.prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def redirect_standard_descriptors() -> None:
+    """Connect descriptors 0, 1 and 2 with /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd, inheritable=True)
+    if null > 2:
+        os.close(null)
+
+
+def start_time(pid: int) -> int:
+    """Start of a process in clock ticks since boot: with the pid it names a process for good. 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,210 @@
+"""A process that the keeper starts: its line during set-up, its stdio, its end. The container's init and every exec are one of these.
+
+States:  setting up ──(line closes after "ready")──► running ──(pidfd readable, output drained)──► ended
+              └──("failed", or the line closes too early)──► failed
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tare.runtime import messages
+from tare.runtime.jsonlog import JsonLog
+from tare.runtime.plan import StdioPlan
+from tare.runtime.reactor import READ, Reactor
+from tare.runtime.stdio import Stdio
+
+DRAIN_SECONDS = 2.0
+"""How long output may go on after the process has ended, when somebody else still holds its pipes."""
+
+
+class Streams:
+    """Both sides of a process's standard streams before the fork."""
+
+    def __init__(self, plan: StdioPlan) -> None:
+        self.child: list[int] = []
+        self.ours: dict[str, int] = {}
+        if plan.tty:
+            return
+        if plan.open_stdin:
+            read, self.ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+        else:
+            read = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self.ours["stdout"], out = os.pipe2(os.O_CLOEXEC)
+        self.ours["stderr"], err = os.pipe2(os.O_CLOEXEC)
+        self.child = [read, out, err]
+
+    def close_child_side(self) -> None:
+        messages.close_all(self.child)
+        self.child = []
+
+
+class Child:
+    """One process."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        plan: StdioPlan,
+        log: JsonLog | None,
+        on_message: Callable[[str, Child], None],
+        on_started: Callable[[Child], None],
+        on_failed: Callable[[Child, dict[str, Any]], None],
+        on_ended: Callable[[Child], None],
+    ) -> None:
+        self.reactor = reactor
+        self.plan = plan
+        self.streams = Streams(plan)
+        self.stdio = Stdio(reactor, log, plan.stdin_once, plan.tty, self._stdio_ended)
+        self.pid = 0
+        self.pidfd = -1
+        self.status: int | None = None
+        """Exit code as Docker's, once the process has ended."""
+        self.ended_at = 0
+        self.started_at = 0
+        self.warnings: list[str] = []
+        self.ready = False
+        self.finished = False
+        self._line: socket.socket | None = None
+        self._on_message = on_message
+        self._on_started = on_started
+        self._on_failed = on_failed
+        self._on_ended = on_ended
+        self._open_streams()
+
+    def _open_streams(self) -> None:
+        ours = self.streams.ours
+        if "stdin" in ours:
+            self.stdio.open_input(ours["stdin"])
+        for name in ("stdout", "stderr"):
+            if name in ours:
+                self.stdio.open_output(name, ours[name])
+
+    def begin(self, pid: int, line: socket.socket) -> None:
+        """The process exists; follow its set-up."""
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self._line = line
+        self.streams.close_child_side()
+        self.reactor.watch(line.fileno(), READ, self._on_line)
+        self.reactor.watch(self.pidfd, READ, self._on_exit)
+
+    def go(self, what: str) -> None:
+        """Tell the process that something it waits for is done."""
+        if self._line is not None:
+            try:
+                messages.send(self._line, {"go": what})
+            except OSError:
+                pass
+
+    @property
+    def running(self) -> bool:
+        return self.started_at > 0 and self.status is None
+
+    def _on_line(self, events: int) -> None:
+        assert self._line is not None
+        try:
+            message, fds = messages.receive(self._line)
+        except (OSError, ValueError) as error:
+            message, fds = {"failed": str(error), "code": 128, "plain": False}, []
+        if message is None:
+            self._close_line()
+            if self.ready:
+                self.started_at = time.time_ns()
+                self._on_started(self)
+            else:
+                self._fail({"failed": "the process ended while it was being set up", "code": 128, "plain": False})
+        elif "failed" in message:
+            messages.close_all(fds)
+            self._close_line()
+            self._fail(message)
+        else:
+            self._progress(message, fds)
+
+    def _progress(self, message: dict[str, Any], fds: list[int]) -> None:
+        at = str(message.get("at"))
+        if "warnings" in message:
+            self.warnings = list(message["warnings"])
+        if at == "ready":
+            self.ready = True
+        elif at == "console" and len(fds) == 1:
+            self.stdio.open_input(os.dup(fds[0]))
+            self.stdio.open_output("stdout", fds[0])
+            fds = []
+        messages.close_all(fds)
+        self._on_message(at, self)
+
+    def _close_line(self) -> None:
+        if self._line is not None:
+            self.reactor.forget(self._line.fileno())
+            self._line.close()
+            self._line = None
+
+    def _fail(self, failure: dict[str, Any]) -> None:
+        self._reap(kill=True)
+        self.stdio.drain()
+        self._on_failed(self, failure)
+
+    def abort(self, failure: dict[str, Any]) -> None:
+        """Give up during set-up."""
+        self._close_line()
+        self._fail(failure)
+
+    def kill(self, number: int) -> None:
+        """Send a signal; ProcessLookupError when the process has ended."""
+        if self.status is not None or self.pidfd < 0:
+            raise ProcessLookupError(3, "no such process")
+        signal.pidfd_send_signal(self.pidfd, number)
+
+    def _reap(self, kill: bool = False) -> None:
+        """Collect the exit status (blocking only after a SIGKILL)."""
+        if self.status is not None or not self.pid:
+            return
+        if kill:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            _, status = os.waitpid(self.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:
+            code = 255
+        self.status = code if code >= 0 else 128 - code
+        self.ended_at = time.time_ns()
+        self.reactor.forget(self.pidfd)
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+    def _on_exit(self, events: int) -> None:
+        if self._line is not None:
+            # What it said before it died comes first.
+            self.reactor.forget(self.pidfd)
+            while self._line is not None:
+                self._on_line(READ)
+            if self.status is not None:
+                return
+        self._reap()
+        self._on_message("exit", self)
+        self.stdio.drain()
+        if self.stdio.drained:
+            self._finish()
+        else:
+            self.reactor.after(DRAIN_SECONDS, self._finish)
+
+    def _stdio_ended(self) -> None:
+        """Output has ended, or (once finished) the last attachment has gone."""
+        if self.finished:
+            self._on_ended(self)
+        elif self.status is not None and self.started_at and self.stdio.drained:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self.finished:
+            self.finished = True
+            self._on_ended(self)

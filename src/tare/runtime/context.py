@@ -1,0 +1,108 @@
+"""What the steps of one init share while they run: descriptors, findings, and the line to the keeper.
+
+The init never logs. It tells its keeper how far it is and, in the end, which step failed and why; the keeper knows whom to tell.
+
+    init → keeper   {"at": "user" | "namespaces" | "console" (+ terminal fd) | "ready", "warnings": [...]}
+                    {"failed": text, "code": exit code, "plain": bool}
+    keeper → init   {"go": "user" | "cgroup" | "network" | "exec"}, in any order
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from tare.runtime import messages
+from tare.runtime.users import Identity
+
+
+class SetupFailed(Exception):
+    """A step failed. ``text`` in runc's words, ``code`` as Docker reports it; ``plain`` texts are given to the user without prefix."""
+
+    def __init__(self, text: str, code: int = 128, plain: bool = False) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+        self.plain = plain
+
+
+class KeeperGone(Exception):
+    """The keeper closed the line: it gave up or died, and so must we."""
+
+
+class Context:
+    """State of one init (or exec) between its steps."""
+
+    __slots__ = (
+        "argv",
+        "console",
+        "devpts_fd",
+        "environment",
+        "executable",
+        "heard",
+        "identity",
+        "late_readonly",
+        "line",
+        "namespaces",
+        "pidfd",
+        "root_fd",
+        "sources",
+        "streams",
+        "warnings",
+    )
+
+    def __init__(self, line: socket.socket, streams: list[int], pidfd: int = -1) -> None:
+        self.line = line
+        self.streams = streams
+        """Descriptors for standard input, output and error (empty with a terminal)."""
+        self.pidfd = pidfd
+        """The container's init, for an exec."""
+        self.namespaces: dict[str, int] = {}
+        self.sources: dict[str, int] = {}
+        self.root_fd = -1
+        self.devpts_fd = -1
+        self.console = -1
+        self.late_readonly: list[int] = []
+        self.identity = Identity(0, 0, (), "/")
+        self.warnings: list[str] = []
+        self.environment: dict[str, str] = {}
+        self.argv: list[str] = []
+        self.executable = ""
+        self.heard: set[str] = set()
+
+    def tell(self, at: str, fds: list[int] | None = None) -> None:
+        """Say how far we are."""
+        message: dict[str, Any] = {"at": at}
+        if at == "ready":
+            message["warnings"] = self.warnings
+        messages.send(self.line, message, fds)
+
+    def wait(self, go: str) -> None:
+        """Block until the keeper has done its part."""
+        while go not in self.heard:
+            message, fds = messages.receive(self.line)
+            messages.close_all(fds)
+            if message is None:
+                raise KeeperGone
+            self.heard.add(str(message.get("go")))
+
+    def warn(self, what: str, error: OSError) -> None:
+        """Note something that could not be applied and was left out."""
+        self.warnings.append(f"{what}: {reason(error)}")
+
+
+def reason(error: OSError) -> str:
+    """An error's text in lower case with its object, as Go's os package words it."""
+    text = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
+    if text[:1].isupper() and not text[1:2].isupper():
+        text = text[0].lower() + text[1:]
+    name = error.filename
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    return f"{name}: {text}" if name else text
+
+
+def why(error: OSError) -> str:
+    """An error's bare text in lower case."""
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,537 @@
+"""The keeper: one process per container, parent of its init and of its execs. It outlives the daemon.
+
+What it holds: standard input and output, the log, the cgroup, the exit status. On disk, in the container's run directory (mode 0700):
+
+    keeper.sock   control socket (SOCK_SEQPACKET, mode 0600), there while the keeper lives
+    task.json     {"id", "pid", "start_time", "keeper", "keeper_start_time", "started_at", "cgroup", "warnings", "exec_defaults"}; once started
+    exit.json     {"code", "finished_at", "oom_killed", "error", "pid", "started_at", "warnings", "execs": {id: {...}}}
+
+Order at the end: init reaped → rest killed → output drained, log closed → exit.json written → announced → cgroup removed → socket removed →
+attachments linger → the keeper exits.
+
+Control protocol (``runtime.messages``): requests ``{"op", "n", ...}`` are answered by ``{"n", "ok": {...}}`` or ``{"n", "error": text, "kind": errno
+name}``; events are ``{"event": "started" | "failed" | "exit" | "exec-exit", ...}`` on every connection.
+"""
+
+from __future__ import annotations
+
+import binascii
+import errno
+import json
+import os
+import socket
+from typing import Any
+
+from tare.linux import libc, namespaces, process, pty
+from tare.linux.cgroup.detect import Layout
+from tare.linux.cgroup.group import Cgroup
+from tare.linux.constants import NAMESPACE_FLAGS
+from tare.linux.netlink import Route
+from tare.runtime import init, messages
+from tare.runtime.children import Child
+from tare.runtime.context import SetupFailed, reason
+from tare.runtime.control import Connection, ControlSocket
+from tare.runtime.jsonlog import JsonLog
+from tare.runtime.plan import KeeperPlan, LinkPlan, LogPlan, StdioPlan, UserMap
+from tare.runtime.reactor import Reactor
+
+CREATE_PREFIX = (
+    "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
+    "unable to start container process: error during container init: "
+)
+EXEC_PREFIX = "OCI runtime exec failed: exec failed: unable to start container process: "
+EXECS_REMEMBERED = 512
+
+Request = dict[str, Any]
+
+
+class SpareInit:
+    """An init that was forked ahead: it waits on ``line`` for its steps, in the cgroup ``cgroup`` (None: not in one yet)."""
+
+    def __init__(self, pid: int, line: socket.socket, cgroup: Cgroup | None) -> None:
+        self.pid = pid
+        self.line = line
+        self.cgroup = cgroup
+
+
+def decode_keeper_plan(data: dict[str, Any]) -> KeeperPlan:
+    """The keeper's part of a plan from JSON."""
+    fields = dict(data)
+    fields["stdio"] = StdioPlan(**fields["stdio"])
+    fields["log"] = LogPlan(**fields["log"])
+    fields["links"] = tuple(LinkPlan(**link) for link in fields["links"])
+    fields["uid_map"] = tuple(UserMap(*line) for line in fields["uid_map"])
+    fields["gid_map"] = tuple(UserMap(*line) for line in fields["gid_map"])
+    return KeeperPlan(**fields)
+
+
+def failure_text(failure: dict[str, Any], prefix: str) -> str:
+    """The message that Docker's clients know."""
+    text = str(failure["failed"])
+    return text if failure.get("plain") else f"{prefix}{text}: unknown"
+
+
+class Keeper:
+    """State and event loop of one keeper."""
+
+    def __init__(self, request: Request, fds: list[int], layout: Layout | None) -> None:
+        self.id = str(request["id"])
+        self.plan = decode_keeper_plan(request["keeper"])
+        self.steps_text = str(request["steps"])
+        self.exec_defaults_text = str(request["exec_defaults"])
+        self.reactor = Reactor()
+        self.layout = layout
+        self.cgroup: Cgroup | None = None
+        self.child: Child | None = None
+        self.execs: dict[str, Child] = {}
+        self.exec_exits: dict[str, dict[str, Any]] = {}
+        self.exit: dict[str, Any] | None = None
+        self.failed = False
+        self.held = False
+        self.removed = False
+        self.warnings: list[str] = []
+        self._run_fd = os.open(self.plan.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.control = ControlSocket(self.reactor, self._run_fd, self.handle, self._disconnected)
+        self._starter = self.control.adopt(socket.socket(fileno=fds[0]))
+        self._attachments = list(zip(request.get("attachments") or (), fds[1:], strict=True))
+
+    # Start
+
+    def start(self, spare: SpareInit | None) -> None:
+        """Set everything up and let the init go; the rest happens in the event loop."""
+        log = None
+        try:
+            if self.plan.log.driver == "json-file":
+                target = self.plan.log
+                log = JsonLog(target.path, target.max_size, target.max_file, target.attributes)
+            self.child = Child(self.reactor, self.plan.stdio, log, self._on_progress, self._on_started, self._on_failed, self._on_ended)
+            self._attach_early()
+            self._start_init(self.child, spare)
+            self._enter_cgroup(self.child, spare)
+        except (OSError, ValueError, SetupFailed) as error:
+            text = error.text if isinstance(error, SetupFailed) else reason(error) if isinstance(error, OSError) else str(error)
+            failure = {"failed": text, "code": 128, "plain": False}
+            if self.child is not None and self.child.pid:
+                self.child.abort(failure)
+            else:
+                self._on_failed(self.child, failure)
+
+    def _attach_early(self) -> None:
+        assert self.child is not None
+        if self.plan.stdio.tty:
+            return  # The terminal comes later; then there is something to attach to.
+        self._attach_all(self.child)
+
+    def _attach_all(self, child: Child) -> None:
+        pending, self._attachments = self._attachments, []
+        for description, fd in pending:
+            attach(child, description, fd, id(self._starter))
+
+    def _start_init(self, child: Child, spare: SpareInit | None) -> None:
+        streams = child.streams.child
+        if spare is not None:
+            text = '{"steps":' + self.steps_text + "}"
+            messages.send_bytes(spare.line, text.encode(), streams)
+            child.begin(spare.pid, spare.line)
+            return
+        self._enter_pid_namespace()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            process.close_all_but({theirs.fileno(), *streams})
+            init.run(theirs, self.steps_text, streams)
+        theirs.close()
+        child.begin(pid, ours)
+
+    def _enter_pid_namespace(self) -> None:
+        kind = self.plan.pid_namespace
+        if kind == "new":
+            libc.unshare(NAMESPACE_FLAGS["pid"])
+        elif kind != "host":
+            fd = namespaces.open_namespace(kind)
+            namespaces.join(fd, "pid")
+            os.close(fd)
+
+    def _enter_cgroup(self, child: Child, spare: SpareInit | None) -> None:
+        if self.layout is not None and self.plan.cgroup:
+            if spare is not None and spare.cgroup is not None:
+                self.cgroup = spare.cgroup
+                self.cgroup.rename(self.plan.cgroup)
+            else:
+                group = Cgroup(self.layout, self.plan.cgroup)
+                group.create()
+                self.cgroup = group
+                group.attach(child.pid)
+            if self.plan.resources:
+                self.warnings.extend(self.cgroup.apply(self.plan.resources))
+        child.go("cgroup")
+
+    def _on_progress(self, at: str, child: Child) -> None:
+        if child is not self.child:
+            return
+        if at == "console":
+            self._attach_all(child)
+        elif at == "user":
+            self._write_user_maps(child)
+        elif at == "namespaces" and self.plan.links:
+            try:
+                self._make_links(child.pid)
+            except OSError as error:
+                text = f"failed to set up container networking: failed to add interface: {reason(error)}"
+                child.abort({"failed": text, "code": 128, "plain": True})
+        elif at == "held":
+            self.held = True
+            self._write_task(child)
+            self._announce({"event": "held", "pid": child.pid, "warnings": self.warnings + child.warnings})
+        elif at == "exit" and self.plan.kill_rest and self.cgroup is not None:
+            self.cgroup.kill()
+
+    def _write_user_maps(self, child: Child) -> None:
+        try:
+            for name, lines in (("uid_map", self.plan.uid_map), ("gid_map", self.plan.gid_map)):
+                text = "".join(f"{line.container} {line.host} {line.size}\n" for line in lines)
+                write_file(f"/proc/{child.pid}/{name}", text.encode())
+            child.go("user")
+        except OSError as error:
+            child.abort({"failed": f"failed to write the user namespace's maps: {reason(error)}", "code": 128, "plain": False})
+
+    def _make_links(self, pid: int) -> None:
+        assert self.child is not None
+        ns_fd = namespaces.open_namespace(f"/proc/{pid}/ns/net")
+        try:
+            with Route() as route:
+                for link in self.plan.links:
+                    master = 0
+                    if link.bridge:
+                        bridge = route.link(link.bridge)
+                        if bridge is None:
+                            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), link.bridge)
+                        master = bridge.index
+                    route.add_veth(
+                        link.host_name, link.name, peer_ns_fd=ns_fd, master_index=master, peer_mac=link.mac, mtu=link.mtu, up=True
+                    )
+        finally:
+            os.close(ns_fd)
+        self.child.go("network")
+
+    def _on_started(self, child: Child) -> None:
+        if child is not self.child:
+            return
+        self.warnings += child.warnings
+        self._write_task(child)
+        self._announce({"event": "started", "pid": child.pid, "started_at": child.started_at, "warnings": self.warnings})
+        self.steps_text = ""
+
+    def _write_task(self, child: Child) -> None:
+        fields = {
+            "id": self.id,
+            "pid": child.pid,
+            "start_time": process.start_time(child.pid),
+            "keeper": os.getpid(),
+            "keeper_start_time": process.start_time(os.getpid()),
+            "started_at": child.started_at,
+            "cgroup": self.plan.cgroup,
+            "warnings": self.warnings,
+        }
+        text = json.dumps(fields, separators=(",", ":"))[:-1] + ',"exec_defaults":' + self.exec_defaults_text + "}"
+        self._write("task.json", text.encode())
+
+    def _on_failed(self, child: Child | None, failure: dict[str, Any]) -> None:
+        self.failed = True
+        for _, fd in self._attachments:
+            messages.close_all([fd])
+        self._attachments = []
+        if child is not None:
+            child.stdio.finish()
+        if self.cgroup is not None:
+            self._remove_cgroup()
+        for name in ("keeper.sock", "task.json"):
+            try:
+                os.unlink(name, dir_fd=self._run_fd)
+            except FileNotFoundError:
+                pass
+        text = failure_text(failure, CREATE_PREFIX)
+        self._announce({"event": "failed", "message": text, "code": failure["code"]})
+
+    # Requests
+
+    def handle(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any] | None:
+        """One request. Returns the answer, or None when it comes later. OSError becomes an error answer."""
+        operation = getattr(self, "_op_" + str(message.get("op")).replace("-", "_"), None)
+        if operation is None:
+            messages.close_all(fds)
+            raise OSError(errno.EINVAL, f"unknown operation {message.get('op')!r}")
+        result: dict[str, Any] | None = operation(connection, message, fds)
+        return result
+
+    def _running(self) -> Child:
+        if self.child is None or not self.child.running:
+            raise ProcessLookupError(errno.ESRCH, "container is not running")
+        return self.child
+
+    def _op_status(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        child = self.child
+        state = "creating"
+        if self.exit is not None:
+            state = "exited"
+        elif child is not None and child.started_at:
+            state = "running"
+        elif self.held:
+            state = "held"
+        result: dict[str, Any] = {"state": state, "warnings": self.warnings, "exit": self.exit, "removed": self.removed}
+        if child is not None:
+            result |= {"pid": child.pid, "started_at": child.started_at}
+        return result
+
+    def _op_go(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        if not self.held or self.child is None:
+            raise OSError(errno.EINVAL, "container is not waiting to be started")
+        self.held = False
+        self.child.go("exec")
+        return {}
+
+    def _target(self, message: Request) -> Child:
+        exec_id = message.get("exec")
+        if exec_id is None:
+            if self.held and self.child is not None:
+                return self.child
+            return self._running()
+        child = self.execs.get(str(exec_id))
+        if child is None or not child.running:
+            raise ProcessLookupError(errno.ESRCH, "process is not running")
+        return child
+
+    def _op_signal(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        child = self._target(message)
+        if message.get("all") and self.cgroup is not None:
+            for pid in self.cgroup.pids():
+                try:
+                    os.kill(pid, int(message["signal"]))
+                except ProcessLookupError:
+                    pass
+        else:
+            child.kill(int(message["signal"]))
+        return {}
+
+    def _op_resize(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        child = self._target(message)
+        if not child.plan.tty or not child.stdio.outputs:
+            raise OSError(errno.ENOTTY, "process has no terminal")
+        pty.set_size(child.stdio.outputs[0].fd, int(message["rows"]), int(message["columns"]))
+        return {}
+
+    def _op_attach(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        child = self._running()
+        inode, size = child.stdio.log.position() if child.stdio.log is not None else (0, 0)
+        number = attach(child, message["attachment"], fds[0], id(connection))
+        return {"number": number, "inode": inode, "size": size}
+
+    def _op_uncork(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        if self.child is not None:
+            attachment = self.child.stdio.attachments.get(int(message["number"]))
+            if attachment is not None:
+                attachment.uncork()
+        return {}
+
+    def _op_update(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        return {"warnings": self._group().apply(message["resources"])}
+
+    def _op_pause(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        self._group().freeze()
+        return {}
+
+    def _op_resume(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        self._group().thaw()
+        return {}
+
+    def _group(self) -> Cgroup:
+        if not self.held:
+            self._running()
+        if self.cgroup is None:
+            raise OSError(errno.EOPNOTSUPP, "container has no cgroup")
+        return self.cgroup
+
+    # Execs
+
+    def _op_exec(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any] | None:
+        container = self._running()
+        plan = message["plan"]
+        exec_id = str(plan["id"])
+        number = message.get("n")
+
+        def started(child: Child) -> None:
+            connection.answer(number, {"pid": child.pid, "started_at": child.started_at, "warnings": child.warnings})
+
+        def failed(child: Child, failure: dict[str, Any]) -> None:
+            child.stdio.finish()
+            self.execs.pop(exec_id, None)
+            text = failure_text(failure, EXEC_PREFIX)
+            connection.send({"n": number, "error": text, "kind": "failed", "code": failure["code"]})
+
+        def progress(at: str, child: Child) -> None:
+            if at == "console":
+                attach_all(child)
+
+        def attach_all(child: Child) -> None:
+            while pending:
+                description, fd = pending.pop(0)
+                attach(child, description, fd, id(connection))
+
+        pending = list(zip(message.get("attachments") or (), fds, strict=True))
+        stdio = StdioPlan(**plan["stdio"])._replace(stdin_once=True)
+        child = Child(self.reactor, stdio, None, progress, started, failed, self._on_exec_ended)
+        self.execs[exec_id] = child
+        if not stdio.tty:
+            attach_all(child)
+        self._fork_exec(child, container, str(plan["steps"]))
+        messages.close_all([fd for _, fd in pending] if not stdio.tty else [])
+        return None
+
+    def _fork_exec(self, child: Child, container: Child, steps: str) -> None:
+        streams = child.streams.child
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            process.close_all_but({theirs.fileno(), container.pidfd, *streams})
+            init.run(theirs, steps, streams, container.pidfd)
+        theirs.close()
+        child.begin(pid, ours)
+        try:
+            if self.cgroup is not None:
+                self.cgroup.attach(pid)
+        except OSError as error:
+            child.abort({"failed": f"error adding pid {pid} to cgroups: {reason(error)}", "code": 128, "plain": False})
+            return
+        child.go("cgroup")
+
+    def _on_exec_ended(self, child: Child) -> None:
+        exec_id = next((name for name, known in self.execs.items() if known is child), "")
+        child.stdio.finish()
+        if exec_id and exec_id not in self.exec_exits:
+            record = {"code": child.status, "finished_at": child.ended_at, "pid": child.pid}
+            self.exec_exits[exec_id] = record
+            while len(self.exec_exits) > EXECS_REMEMBERED:
+                del self.exec_exits[next(iter(self.exec_exits))]
+            self._announce({"event": "exec-exit", "exec": exec_id, **record})
+        if not child.stdio.attachments:
+            self.execs.pop(exec_id, None)
+
+    def _op_find_exec(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
+        exec_id = str(message["exec"])
+        exited = self.exec_exits.get(exec_id)
+        if exited is not None:
+            return {"exit": exited}
+        child = self.execs.get(exec_id)
+        return {"pid": child.pid, "started_at": child.started_at} if child is not None and child.started_at else {}
+
+    # The end
+
+    def _on_ended(self, child: Child) -> None:
+        """Called once output is drained, and again when the last attachment has gone."""
+        if self.exit is not None or child.status is None:
+            return
+        oom_killed = False
+        try:
+            oom_killed = self.cgroup is not None and self.cgroup.oom_kills() > 0
+        except OSError:
+            pass
+        child.stdio.finish()
+        for running in list(self.execs.values()):
+            if running.status is None and running.pid:
+                running._reap(kill=True)
+                running._finish()
+        self.exit = {
+            "code": child.status,
+            "finished_at": child.ended_at,
+            "oom_killed": oom_killed,
+            "error": "",
+            "pid": child.pid,
+            "started_at": child.started_at,
+            "warnings": self.warnings,
+        }
+        self._write("exit.json", json.dumps({**self.exit, "execs": self.exec_exits}, separators=(",", ":")).encode())
+        self._announce({"event": "exit", **self.exit})
+        self._remove_cgroup()
+        try:
+            os.unlink("keeper.sock", dir_fd=self._run_fd)
+        except FileNotFoundError:
+            pass
+        self.removed = True
+        self._announce({"event": "removed"})
+
+    def _remove_cgroup(self) -> None:
+        if self.cgroup is not None:
+            try:
+                self.cgroup.kill()
+                self.cgroup.remove()
+            except OSError:
+                pass
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write and rename: a reader sees the whole file or none. No fsync: the run directory does not survive a power cut."""
+        temporary = name + ".new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._run_fd)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=self._run_fd, dst_dir_fd=self._run_fd)
+
+    def _announce(self, event: dict[str, Any]) -> None:
+        self.control.broadcast(event)
+
+    def _disconnected(self, connection: Connection) -> None:
+        """Nobody will uncork what this connection corked."""
+        for child in (self.child, *self.execs.values()):
+            if child is not None:
+                child.stdio.release_corked(id(connection))
+
+    def run(self) -> None:
+        """The event loop, until there is nothing left to keep."""
+        while not self._done():
+            self.reactor.run_once()
+        self.control.close()
+
+    def _done(self) -> bool:
+        if self.exit is None and not self.failed:
+            return False
+        children = [*self.execs.values(), *([self.child] if self.child else [])]
+        return not any(child.stdio.attachments for child in children) and self.control.flushed
+
+
+def attach(child: Child, description: dict[str, Any], fd: int, owner: int) -> int:
+    """Connect a client's socket (owned) with a process."""
+    return child.stdio.attach(
+        socket.socket(fileno=fd),
+        stdin=bool(description["stdin"]),
+        stdout=bool(description["stdout"]),
+        stderr=bool(description["stderr"]),
+        multiplexed=bool(description["multiplexed"]),
+        prefix=binascii.a2b_base64(description.get("prefix") or ""),
+        detach_keys=binascii.a2b_base64(description.get("detach_keys") or ""),
+        corked=bool(description.get("corked")),
+        owner=owner,
+    )
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a kernel file in one call."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareInit | None = None) -> None:
+    """Be the keeper of one container, from its plan to its end."""
+    try:
+        keeper = Keeper(request, fds, layout)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = reason(error) if isinstance(error, OSError) else repr(error)
+        failure = {"failed": f"cannot set up the keeper: {text}", "code": 128}
+        sock = socket.socket(fileno=fds[0])
+        messages.send(sock, {"event": "failed", "message": failure_text(failure, CREATE_PREFIX), "code": 128})
+        return
+    keeper.start(spare)
+    keeper.run()

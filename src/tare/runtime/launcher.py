@@ -1,0 +1,230 @@
+"""The launcher: a warm process from which keepers are forked.
+
+It is started once by the daemon and has everything imported, so that a fork is a container's whole start-up cost. It runs one thread, holds one
+socket to the daemon, and ends when that closes. Keepers in use do not depend on it.
+
+Spares. Forking a keeper and its init and making cgroups in ten hierarchies costs milliseconds that no container has to wait for: the launcher keeps
+a few pairs ready. A spare keeper has entered its new pid namespace and forked an init into it, which sits in cgroups named ``spare-PID`` below the
+cgroup parent (v1: they are renamed for the container) and waits for its steps. A spare serves every container with a pid namespace of its own and
+the default cgroup parent; the pool is refilled when the launcher has been idle for a moment.
+
+Spares end with the launcher: the end of its socket is their signal. What a kill -9 of everything leaves behind, the next launcher removes.
+
+Start request of the daemon (one packet): one byte, ``S`` (a spare will do) or ``C`` (it will not), then JSON ``{"id", "keeper", "steps": text,
+"exec_defaults": text, "attachments": [...]}``, with the descriptors [control connection, attachment sockets ...]. The answer comes from the
+keeper over the control connection.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from tare.linux import libc, process
+from tare.linux.cgroup import favor
+from tare.linux.cgroup.detect import Layout, detect
+from tare.linux.cgroup.group import Cgroup
+from tare.linux.constants import NAMESPACE_FLAGS
+from tare.runtime import init, keeper, messages
+from tare.runtime.keeper import SpareInit
+
+SPARE_PREFIX = "spare-"
+REFILL_AFTER_MS = 15
+"""Idle time before the pool is refilled: a burst of starts is not slowed down by it."""
+
+
+class Launcher:
+    """State of the fork server."""
+
+    def __init__(self, sock: socket.socket, cgroup_parent: str, spares: int) -> None:
+        self.sock = sock
+        self.cgroup_parent = "/" + cgroup_parent.strip("/")
+        self.wanted = spares
+        self.spares: list[socket.socket] = []
+        self.layout: Layout | None
+        try:
+            self.layout = detect()
+        except OSError:
+            self.layout = None
+
+    def run(self) -> None:
+        """Serve until the daemon closes the socket."""
+        poller = select.poll()
+        poller.register(self.sock.fileno(), select.POLLIN)
+        while True:
+            short = len(self.spares) < self.wanted
+            if short and not poller.poll(REFILL_AFTER_MS):
+                self._add_spare()
+                continue
+            try:
+                data, fds = messages.receive_bytes(self.sock)
+            except InterruptedError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            self._start(data, fds)
+            messages.close_all(fds)
+
+    def _start(self, data: bytes, fds: list[int]) -> None:
+        while self.spares and data[:1] == b"S":
+            spare = self.spares.pop()
+            try:
+                messages.send_bytes(spare, data[1:], fds)
+                return
+            except OSError:
+                continue
+            finally:
+                spare.close()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            text = f"cannot fork a keeper: {error.strerror}"
+            messages.send(socket.socket(fileno=os.dup(fds[0])), {"event": "failed", "message": text, "code": 128})
+            return
+        if pid == 0:
+            enter(set(fds))
+            run_keeper(data[1:], fds, self.layout, None)
+
+    def _add_spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+        except OSError:
+            self.wanted = 0
+            return
+        if pid == 0:
+            enter({theirs.fileno()})
+            wait_as_spare(theirs, self.layout, self.cgroup_parent)
+        theirs.close()
+        self.spares.append(ours)
+
+    def remove_stale_spares(self) -> None:
+        """Remove cgroups of spares that were killed without a chance to tidy up."""
+        if self.layout is None:
+            return
+        names: set[str] = set()
+        for hierarchy in (*self.layout.v1, *((self.layout.unified,) if self.layout.unified else ())):
+            try:
+                names.update(name for name in os.listdir(hierarchy.mount + self.cgroup_parent) if name.startswith(SPARE_PREFIX))
+            except OSError:
+                continue
+        for name in names:
+            if not os.path.exists("/proc/" + name[len(SPARE_PREFIX) :]):
+                group = Cgroup(self.layout, f"{self.cgroup_parent}/{name}")
+                try:
+                    group.kill()
+                    group.remove()
+                except OSError:
+                    continue
+
+
+def enter(keep: set[int]) -> None:
+    """A forked child becomes a keeper: its own session, nothing of the launcher's, no output."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    process.close_all_but(keep)
+    process.redirect_standard_descriptors()
+    process.set_name("tare-keeper")
+
+
+def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareInit | None) -> None:
+    """Serve one container, then end the process. A failure of our own is left in the run directory for whoever looks."""
+    request: dict[str, Any] = {}
+    try:
+        request = json.loads(data)
+        keeper.serve(request, fds, layout, spare)
+    except BaseException:
+        import traceback
+
+        try:
+            with open(os.path.join(request["keeper"]["run_dir"], "keeper.err"), "a") as file:
+                traceback.print_exc(file=file)
+        finally:
+            os._exit(70)
+    os._exit(0)
+
+
+def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str) -> None:
+    """Prepare an init and wait for a container; never returns."""
+    spare, group = None, None
+    try:
+        spare = _make_init()
+        if layout is not None and layout.v1:
+            group = Cgroup(layout, f"{cgroup_parent}/{SPARE_PREFIX}{os.getpid()}")
+            group.create()
+            group.attach(spare.pid)
+            spare.cgroup = group
+        data, fds = messages.receive_bytes(sock)
+        sock.close()
+        if data:
+            run_keeper(data, fds, layout, spare)
+    except OSError:
+        pass
+    finally:
+        if spare is not None:
+            os.kill(spare.pid, signal.SIGKILL)
+            os.waitpid(spare.pid, 0)
+        if group is not None:
+            try:
+                group.remove()
+            except OSError:
+                pass
+        os._exit(0)
+
+
+def _make_init() -> SpareInit:
+    libc.unshare(NAMESPACE_FLAGS["pid"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        process.close_all_but({theirs.fileno()})
+        init.wait_for_steps(theirs)
+    theirs.close()
+    return SpareInit(pid, ours, None)
+
+
+def preload() -> None:
+    """Import and run once whatever a keeper or init could otherwise load late: an init must not import inside a container's root."""
+    import encodings.ascii
+    import encodings.idna
+    import encodings.latin_1
+    import encodings.utf_8  # noqa: F401
+    import traceback  # noqa: F401
+
+    json.loads(messages.encode({"a": ["\u00fc", 1.5, None, True]}))
+    os.fsencode("\udcff")
+    str(OSError(2, os.strerror(2), "x"))
+
+
+def main(arguments: dict[str, Any]) -> None:
+    """Entry point of the launcher's process."""
+    sock = socket.socket(fileno=int(arguments["fd"]))
+    os.set_inheritable(sock.fileno(), False)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o022)
+    os.chdir("/")
+    process.set_name("tare-launcher")
+    process.set_dumpable(False)
+    preload()
+    # With the descriptor of its clone the standard library goes out of reach: everything was imported.
+    process.close_all_but({sock.fileno()})
+    launcher = Launcher(sock, str(arguments["cgroup_parent"]), int(arguments["spares"]))
+    if arguments.get("fast_migration", True):
+        favor.fast_migration()
+    launcher.remove_stale_spares()
+    sys.stdin = None
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    messages.send(sock, {"ready": os.getpid()})
+    launcher.run()
+    os._exit(0)
