@@ -16,7 +16,7 @@ from tare.events import EventBus
 from tare.images.service import Images
 from tare.networks.service import Networks
 from tare.store.content import ContentStore
-from tare.store.layers.choose import choose
+from tare.store.layers.choice import choose
 from tare.store.metadata import Metadata
 from tare.store.snapshots import Snapshots
 from tare.volumes.service import Volumes
@@ -45,19 +45,19 @@ class Engine:
         try:
             self.metadata = Metadata(config.database)
             self.content = ContentStore(config.data_root)
-            self.layers = choose(config.data_root / "layers", config.exec_root / "layers", config.storage_driver)
-            self.snapshots = Snapshots(config.data_root / "snapshots", self.layers)
+            self.layers = choose(config.data_root, config.exec_root, config.storage_driver)
+            self.snapshots = Snapshots(config.data_root, self.layers)
             self.images = Images(config, self.content, self.layers, self.metadata, self.events)
             self.networks = Networks(config, self.metadata, self.events)
             self.volumes = Volumes(config.data_root / "volumes", self.metadata.volumes, self.events)
             self.containers = Containers(
-                config, self.metadata, self.images, self.snapshots, self.networks, self.volumes, self.events, self.driver
+                config, self.metadata, self.images, self.layers, self.snapshots, self.networks, self.volumes, self.events, self.driver
             )
             self.images.users_of = self._users_of_image
             self.volumes.start()
             await self.networks.start()
             await self.containers.recover()
-            await self.networks.restore(container.id for container in self.containers.list() if container.running)
+            await self.networks.restore(container.id for container in self.containers.all() if container.running)
             await self.containers.resume()
             self._open = True
         except BaseException:
@@ -77,7 +77,6 @@ class Engine:
         await self.images.close()
         await self.networks.close()
         await self.driver.close()
-        self.snapshots.close()
         self.metadata.close()
         self._lock.release()
 

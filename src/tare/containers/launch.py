@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from tare.config import EngineConfig
     from tare.containers.container import Container
     from tare.containers.record import Record
-    from tare.images.service import Image, Images
+    from tare.images.image import Image
     from tare.networks.model import Connection
     from tare.networks.service import Networks
+    from tare.store.layers.driver import LayerDriver
     from tare.store.snapshots import Snapshots
     from tare.volumes.service import Volumes
     from tare.wire.container import ExecCreateRequest
@@ -52,14 +53,14 @@ class Launcher:
     def __init__(
         self,
         config: EngineConfig,
-        images: Images,
+        layers: LayerDriver,
         snapshots: Snapshots,
         networks: Networks,
         volumes: Volumes,
         resolve: Callable[[str], Container],
     ) -> None:
         self._config = config
-        self._images = images
+        self._layers = layers
         self._snapshots = snapshots
         self._networks = networks
         self._volumes = volumes
@@ -69,7 +70,7 @@ class Launcher:
 
     @property
     def storage_driver(self) -> str:
-        return self._snapshots.driver_name
+        return self._layers.name
 
     @staticmethod
     def image_config(image: Image) -> Config:
@@ -130,7 +131,9 @@ class Launcher:
 
     def graph_driver(self, record: Record) -> dict[str, Any]:
         """``GraphDriver`` of ``inspect``: the merged directory exists only inside the container's own mount namespace."""
-        return {"Name": record.driver, "Data": self._snapshots.describe(record.id)}
+        path = self._snapshots.path(record.id)
+        names = {"MergedDir": "merged", "UpperDir": "upper", "WorkDir": "work"}
+        return {"Name": record.driver, "Data": {key: str(path / name) for key, name in names.items()}}
 
     def make_directories(self, record: Record) -> None:
         directory = self._config.container_dir(record.id)
@@ -148,7 +151,8 @@ class Launcher:
         mode = self._networks.mode(host.network_mode)
         self._joined_namespaces(record, mode)  # refuses early what cannot be joined
         self.run_dir(record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = await self._acquire_root(record)
+        found = self._snapshots.rootfs(record.id)
+        root = OverlayRoot(found.lower, found.upper, found.work)
         try:
             connections = await self._connect(record, mode)
             self._write_files(record, mode, connections)
@@ -195,14 +199,6 @@ class Launcher:
             attachments=attachments,
             init=self._init(host),
         )
-
-    async def _acquire_root(self, record: Record) -> OverlayRoot:
-        root = (
-            await asyncio.to_thread(self._snapshots.rootfs, record.id)
-            if not self._snapshots.ready(record.id)
-            else (self._snapshots.rootfs(record.id))
-        )
-        return OverlayRoot(tuple(root.lower), root.upper, root.work)
 
     async def _connect(self, record: Record, mode: NetworkMode) -> list[Connection]:
         """The container's place in each of its networks; the first one carries the published ports."""

@@ -23,7 +23,7 @@ from tare.containers.task import Attachment, Exit, Task
 from tare.errors import Conflict, NotModified, StartFailed, TareError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from tare.containers.launch import Launcher
     from tare.containers.task import TaskDriver
@@ -46,7 +46,7 @@ class Lifecycle:
         events: EventBus,
         driver: TaskDriver,
         launcher: Launcher,
-        remove: Callable[[Container], Awaitable[None]],
+        remove: Callable[[Container], Coroutine[None, None, None]],
     ) -> None:
         self._records = records
         self._events = events

@@ -26,11 +26,13 @@ from tare.containers.merge import merge
 from tare.containers.mounts import parse_volumes_from, resolve_mounts
 from tare.containers.names import check_name, new_id, random_name
 from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
+from tare.containers.update import update
 from tare.containers.validate import normalise_host_config
 from tare.errors import Conflict, InvalidArgument, NotFound, TareError
 from tare.linux.cgroup.detect import detect
 from tare.linux.cgroup.group import Cgroup
-from tare.wire.container import Config, CreateRequest, EndpointSettings, HostConfig
+from tare.oci.digest import Digest
+from tare.wire.container import Config, CreateRequest, EndpointSettings, HostConfig, UpdateRequest
 
 if TYPE_CHECKING:
     from tare.config import EngineConfig
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tare.events import EventBus
     from tare.images.service import Images
     from tare.networks.service import Networks
+    from tare.store.layers.driver import LayerDriver
     from tare.store.metadata import Metadata
     from tare.store.snapshots import Snapshots
     from tare.volumes.service import Volumes
@@ -53,6 +56,7 @@ class Containers:
         config: EngineConfig,
         metadata: Metadata,
         images: Images,
+        layers: LayerDriver,
         snapshots: Snapshots,
         networks: Networks,
         volumes: Volumes,
@@ -70,7 +74,7 @@ class Containers:
         self._reserved: set[str] = set()
         self._cgroups = detect()
         self._before: dict[str, str] = {}
-        self.launcher = Launcher(config, images, snapshots, networks, volumes, self.resolve)
+        self.launcher = Launcher(config, layers, snapshots, networks, volumes, self.resolve)
         self.lifecycle = Lifecycle(self._records, events, driver, self.launcher, self._remove_after_exit)
         self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
         volumes.users = self._volume_users
@@ -142,7 +146,7 @@ class Containers:
 
     resolve = get
 
-    def list(self) -> list[Container]:
+    def all(self) -> list[Container]:
         """All containers, newest first."""
         return sorted(self._by_id.values(), key=lambda container: -container.record.created)
 
@@ -211,7 +215,7 @@ class Containers:
         record = container.record
         try:
             self.launcher.make_directories(record)
-            self._snapshots.prepare(record.id, record.diff_ids)
+            self._snapshots.prepare(record.id, [Digest(diff_id) for diff_id in record.diff_ids])
             for point in record.mounts:
                 if point.type == "volume":
                     options = dict(option.partition("=")[::2] for option in point.options)
@@ -282,6 +286,12 @@ class Containers:
             container.record.networks[name] = settings
         container.save(self._records)
 
+    async def update(self, container: Container, request: UpdateRequest) -> list[str]:
+        """Change a container's limits or restart policy; returns warnings."""
+        warnings = await update(container, request, self._records)
+        self.lifecycle.publish(container, "update")
+        return warnings
+
     # -- remove -----------------------------------------------------------------------------------------------------------------------
 
     async def remove(self, container: Container, *, force: bool = False, volumes: bool = False) -> None:
@@ -326,7 +336,7 @@ class Containers:
             try:
                 container.drop_pending()
                 await self.launcher.forget(record)
-                self._snapshots.remove(record.id)
+                await asyncio.to_thread(self._snapshots.remove, record.id)
                 self.launcher.remove_directories(record)
             except OSError as error:
                 record.state.status, record.state.error = DEAD, str(error)
@@ -352,7 +362,7 @@ class Containers:
     async def prune(self, wanted: Callable[[Container], bool]) -> tuple[list[str], int]:
         """Remove all stopped containers that ``wanted`` accepts; returns their ids and the bytes freed."""
         removed, freed = [], 0
-        for container in self.list():
+        for container in self.all():
             if not container.running and not container.removing and wanted(container):
                 freed += await asyncio.to_thread(self._snapshots.usage, container.id)
                 await self._remove(container, False)

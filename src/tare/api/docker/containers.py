@@ -13,7 +13,7 @@ from tare.api.docker.filters import container_filter
 from tare.api.docker.logs import stream_logs
 from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters
 from tare.containers.signals import parse_signal
-from tare.containers.stats import stats_document
+from tare.containers.stats import stats_document, stats_stream
 from tare.containers.top import top
 from tare.errors import InvalidArgument, NotFound
 from tare.http.message import ClientDisconnected, Request, Response
@@ -48,14 +48,14 @@ class ContainerHandlers:
         container, warnings = await self._containers.create(body, name, request.query.get("platform", ""))
         return json_response({"Id": container.id, "Warnings": warnings}, 201)
 
-    async def list(self, request: Request) -> Response:
+    async def index(self, request: Request) -> Response:
         filters = read_filters(request)
         limit = integer(request, "limit", 0)
         everything = boolean(request, "all") or limit > 0
         wanted = container_filter(filters, self._containers, self._engine.images)
         size = boolean(request, "size")
         items: list[dict[str, Any]] = []
-        for container in self._containers.list():
+        for container in self._containers.all():
             if not (everything or container.running or "status" in filters or "exited" in filters) or not wanted(container):
                 continue
             items.append(await self._list_item(container, size))
@@ -222,12 +222,11 @@ class ContainerHandlers:
             one_shot = boolean(request, "one-shot")
             return json_response(await stats_document(self._containers, container, one_shot=one_shot))
         stream = await request.stream()
-        async for document in self._containers.stats(container):
+        async for document in stats_stream(self._containers, container):
             await stream.write(msgspec.json.encode(document) + b"\n")
         return None
 
     async def changes(self, request: Request) -> Response:
         container = self._get(request)
-        kinds = {"modified": 0, "added": 1, "deleted": 2}
-        changes = await asyncio.to_thread(lambda: [(c.path, c.kind) for c in self._engine.snapshots.diff(container.id)])
-        return json_response([{"Path": path, "Kind": kinds[kind]} for path, kind in changes] or None)
+        changes = await asyncio.to_thread(self._engine.snapshots.diff, container.id)
+        return json_response([{"Path": change.path, "Kind": int(change.kind)} for change in changes] or None)

@@ -108,7 +108,7 @@ class NetworkHandlers:
 
     async def prune(self, request: Request) -> Response:
         wanted = self._filter(read_filters(request), ("label", "label!", "until"))
-        named = {c for container in self._containers.list() for c in container.record.networks}
+        named = {c for container in self._containers.all() for c in container.record.networks}
         removed = await self._networks.prune(lambda network: network.name not in named and wanted(self._networks.get(network.id)))
         return json_response({"NetworksDeleted": [network.name for network in removed] or None})
 
@@ -141,7 +141,7 @@ class NetworkHandlers:
         for key in filters:
             if key not in accepted:
                 raise InvalidArgument(f"invalid filter '{key}'")
-        tests = {
+        tests: dict[str, Callable[[Network, str], bool]] = {
             "driver": lambda n, value: n.driver == value,
             "id": lambda n, value: n.id.startswith(value),
             "name": lambda n, value: value in n.name,

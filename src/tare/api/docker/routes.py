@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from tare.api.docker.containers import ContainerHandlers
 from tare.api.docker.execs import ExecHandlers
 from tare.api.docker.images import ImageHandlers
+from tare.api.docker.networks import NetworkHandlers
 from tare.api.docker.system import SystemHandlers
 from tare.api.docker.versions import ApiVersion
+from tare.api.docker.volumes import VolumeHandlers
 from tare.http.message import Request, Response
 from tare.http.routing import Router
 
@@ -39,6 +41,8 @@ def table(engine: Engine) -> Routes:
     add_images(routes, ImageHandlers(engine))
     add_containers(routes, ContainerHandlers(engine))
     add_execs(routes, ExecHandlers(engine))
+    add_networks(routes, NetworkHandlers(engine))
+    add_volumes(routes, VolumeHandlers(engine))
     return routes
 
 
@@ -76,7 +80,7 @@ def add_images(routes: Routes, images: ImageHandlers) -> None:
 
 def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
     routes.add("POST", "/containers/create", plain(containers.create))
-    routes.add("GET", "/containers/json", plain(containers.list))
+    routes.add("GET", "/containers/json", plain(containers.index))
     routes.add("POST", "/containers/prune", plain(containers.prune))
     routes.add("GET", "/containers/{id}/json", plain(containers.inspect))
     routes.add("DELETE", "/containers/{id}", plain(containers.remove))
@@ -94,3 +98,21 @@ def add_execs(routes: Routes, execs: ExecHandlers) -> None:
     routes.add("POST", "/exec/{id}/start", execs.start)
     routes.add("GET", "/exec/{id}/json", plain(execs.inspect))
     routes.add("POST", "/exec/{id}/resize", plain(execs.resize))
+
+
+def add_networks(routes: Routes, networks: NetworkHandlers) -> None:
+    routes.add("GET", "/networks", plain(networks.list))
+    routes.add("POST", "/networks/create", plain(networks.create))
+    routes.add("POST", "/networks/prune", plain(networks.prune))
+    routes.add("GET", "/networks/{id}", plain(networks.inspect))
+    routes.add("DELETE", "/networks/{id}", plain(networks.remove))
+    routes.add("POST", "/networks/{id}/connect", plain(networks.connect))
+    routes.add("POST", "/networks/{id}/disconnect", plain(networks.disconnect))
+
+
+def add_volumes(routes: Routes, volumes: VolumeHandlers) -> None:
+    routes.add("GET", "/volumes", plain(volumes.list))
+    routes.add("POST", "/volumes/create", plain(volumes.create))
+    routes.add("POST", "/volumes/prune", plain(volumes.prune))
+    routes.add("GET", "/volumes/{name}", plain(volumes.inspect))
+    routes.add("DELETE", "/volumes/{name}", plain(volumes.remove))
