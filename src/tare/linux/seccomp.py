@@ -140,9 +140,11 @@ def filter_flags(profile: Mapping[str, Any]) -> int:
     names = profile.get("flags")
     if names is None:
         return FLAG_SPEC_ALLOW
+    if not isinstance(names, list):
+        raise OSError(errno.EINVAL, "seccomp flags are not a list", "seccomp")
     flags = 0
     for name in names:
-        if name not in _FLAGS:
+        if not isinstance(name, str) or name not in _FLAGS:
             raise OSError(errno.ENOTSUP, "seccomp flag is not supported", str(name))
         flags |= _FLAGS[name]
     return flags
@@ -176,7 +178,10 @@ def _answer(action: object, errno_return: object) -> int:
 def _tests(rule: Mapping[str, Any]) -> list[tuple[Test, ...]]:
     """The rule's argument tests as alternatives, each a conjunction; empty when it has none."""
     tests = []
-    for item in rule.get("args") or ():
+    items = rule.get("args") or []
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise OSError(errno.EINVAL, "seccomp argument tests are not a list of objects", "seccomp")
+    for item in items:
         index, operator = item.get("index"), str(item.get("op", "")).removeprefix("SCMP_CMP_")
         value, value_two = item.get("value", 0), item.get("valueTwo") or 0
         numbers = (index, value, value_two)
@@ -191,7 +196,9 @@ def _tests(rule: Mapping[str, Any]) -> list[tuple[Test, ...]]:
 def verdicts(profile: Mapping[str, Any], arch: str) -> dict[int, Verdict]:
     """What the profile says about each call number of an architecture that it names."""
     known = syscalls.numbers(arch)
-    rules = list(profile.get("syscalls") or ())
+    rules = profile.get("syscalls") or []
+    if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+        raise OSError(errno.EINVAL, "seccomp syscalls are not a list of objects", "seccomp")
     through = _multiplexers(rules) if arch == "i386" else {}
     found: dict[int, Verdict] = {}
     for rule in rules:

@@ -170,6 +170,7 @@ def from_docker_json(
     ]
     try:
         compiled(profile, arch)
+        seccomp.filter_flags(profile)
     except OSError as error:
         raise ValueError(f"seccomp profile: {error.strerror}: {error.filename}") from None
     return profile
