@@ -319,15 +319,28 @@ def test_rename(group: Cgroup, layout: Layout, spawn: Spawn, parent: str) -> Non
         group.rename(f"{parent}/deeper/c2")
 
 
-def test_rename_to_a_taken_name_changes_nothing(group: Cgroup, layout: Layout, parent: str) -> None:
+def test_rename_to_a_taken_name(group: Cgroup, layout: Layout, parent: str, spawn: Spawn) -> None:
     if layout.mode == "v2":
         pytest.skip("v2 has no rename")
     other = Cgroup(layout, f"{parent}/c2")
     other.create()
+    process = spawn("/bin/sleep", "100")
+    go(other, process)
     before = group.directories()
-    with pytest.raises(OSError):
+    with pytest.raises(FileExistsError):
         group.rename(other.path)
     assert all(os.path.isdir(path) for path in before + other.directories())
+    process.kill()
+    process.communicate()
+    group.rename(other.path)  # only a leftover now
+    assert not any(os.path.isdir(path) for path in before)
+
+
+def test_apply_twice_by_the_same_object(group: Cgroup) -> None:
+    group.apply({"cpu": {"quota": 20000, "period": 50000}})
+    group.apply({"cpu": {"quota": 30000}})
+    if group.layout.mode == "v2":
+        assert value(group, "cpu", "", "cpu.max") == "30000 50000"
 
 
 @pytest.mark.parametrize("path", ["/", "relative", "/a/../b", "/a\n/b", ""])

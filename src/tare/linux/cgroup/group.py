@@ -110,15 +110,16 @@ class Cgroup:
         Returns warnings for limits that this machine does not offer or that the host's confinement forbids; raises ``OSError`` naming
         file and value for those that the kernel refuses.
         """
+        fresh, self._fresh = self._fresh, False
         if self._v1 is None:
             assert self._v2 is not None
-            return [*unsupported_on_v2(resources), *self._v2.apply(resources, self._fresh)]
+            return [*unsupported_on_v2(resources), *self._v2.apply(resources, fresh)]
         if self._v2 is None or not self.layout.unified or not self.layout.unified.controllers:
-            return self._v1.apply(resources, self._fresh)
+            return self._v1.apply(resources, fresh)
         # Hybrid with controllers on the v2 side (say hugetlb): each limit goes where its controller is.
         moved = self.layout.unified.controllers
-        warnings = self._v1.apply(_without(resources, moved), self._fresh)
-        return warnings + self._v2.apply(resources, self._fresh, only=moved)
+        warnings = self._v1.apply(_without(resources, moved), fresh)
+        return warnings + self._v2.apply(resources, fresh, only=moved)
 
     def stats(self) -> CgroupStats:
         """What the group has used; ``FileNotFoundError`` when it is gone."""
@@ -213,6 +214,7 @@ class Cgroup:
     def rename(self, new_path: str) -> None:
         """Give the group another name below the same parent, with its processes and limits; v1 and hybrid only.
 
+        As with ``create``, a leftover of that name is replaced if it has no processes.
         The kernel cannot rename on the unified side: there a group of the new name is made, the processes are moved and the old one goes.
         """
         new_path = _clean(new_path)
@@ -220,6 +222,17 @@ class Cgroup:
             raise OSError(errno.EOPNOTSUPP, "a control group cannot be renamed on cgroup v2", self.path)
         if os.path.dirname(new_path) != os.path.dirname(self.path):
             raise OSError(errno.EXDEV, f"cannot rename to {new_path}: the parent differs", self.path)
+        try:
+            self._rename(new_path)
+        except FileExistsError:
+            leftover = Cgroup(self.layout, new_path)
+            if leftover.pids():
+                raise
+            leftover.remove()
+            self._rename(new_path)
+
+    def _rename(self, new_path: str) -> None:
+        assert self._v1 is not None
         unified = self.layout.unified
         target = V2Group(unified, new_path) if unified is not None else None
         if target is not None:
