@@ -1,0 +1,371 @@
+"""The daemon's settings: dockerd's flags and ``daemon.json`` keys, read into an ``EngineConfig``. Pure but for reading the file.
+
+Three kinds of names:
+- ``OPTIONS``: what Tare honours;
+- ``FIXED``: dockerd's switches for which Tare has one fixed behaviour. A value that asks for just that is accepted, any other is refused
+  by name: a daemon that silently ignores ``--userns-remap`` would be a security hole;
+- everything else is unknown, answered with the nearest known name.
+
+A setting given both as a flag and in the file is refused, as dockerd does, since nobody could say which counts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tare.config import DEFAULT_SOCKET, EngineConfig
+from tare.errors import InvalidArgument
+
+DEFAULT_CONFIG_FILE = Path("/etc/tare/daemon.json")
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
+_TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting. ``kind``: str, int, bool, path, list, map. ``name`` is the flag; ``key`` the one in daemon.json (lists are plural)."""
+
+    name: str
+    field: str
+    kind: str
+    help: str
+    short: str = ""
+    key: str = ""
+
+    @property
+    def file_key(self) -> str:
+        return self.key or self.name
+
+
+OPTIONS = (
+    Option("host", "hosts", "list", "Daemon socket(s) to listen on: unix://PATH, tcp://HOST:PORT, fd://", "H", "hosts"),
+    Option("data-root", "data_root", "path", "Root directory of persistent state"),
+    Option("exec-root", "exec_root", "path", "Root directory of execution state"),
+    Option("pidfile", "pidfile", "path", "Path of the daemon's PID file", "p"),
+    Option("storage-driver", "storage_driver", "str", "Layer driver: erofs or overlay (default: probed)", "s"),
+    Option("log-level", "log_level", "str", "Logging level: debug, info, warn, error, fatal", "l"),
+    Option("debug", "debug", "bool", "Enable debug mode", "D"),
+    Option("registry-mirror", "registry_mirrors", "list", "Mirror to ask before Docker Hub", key="registry-mirrors"),
+    Option("insecure-registry", "insecure_registries", "list", "Registry without verified TLS", key="insecure-registries"),
+    Option("bridge", "bridge", "str", 'Default bridge to attach containers to ("none" disables networking)', "b"),
+    Option("bip", "bip", "str", "Address of the default bridge as CIDR"),
+    Option("mtu", "mtu", "int", "MTU of containers' networks"),
+    Option("cgroup-parent", "cgroup_parent", "str", "Parent cgroup of all containers"),
+    Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file or none"),
+    Option("log-opt", "log_opts", "map", "Default log options, KEY=VALUE", key="log-opts"),
+    Option("group", "group", "str", "Group of the unix socket", "G"),
+    Option("tls", "tls", "bool", "Use TLS; implied by --tlsverify"),
+    Option("tlsverify", "tlsverify", "bool", "Use TLS and verify the client"),
+    Option("tlscacert", "tlscacert", "path", "Trust certificates signed only by this CA"),
+    Option("tlscert", "tlscert", "path", "Path of the TLS certificate"),
+    Option("tlskey", "tlskey", "path", "Path of the TLS key"),
+    Option("shutdown-timeout", "shutdown_timeout", "int", "Seconds to wait for requests under way at shutdown"),
+    Option("max-concurrent-downloads", "max_concurrent_downloads", "int", "Layers fetched at once"),
+    Option("dns", "dns", "list", "DNS server for containers"),
+    Option("dns-search", "dns_search", "list", "DNS search domain"),
+    Option("dns-opt", "dns_options", "list", "DNS option", key="dns-opts"),
+    Option("label", "labels", "list", "Set key=value labels to the daemon", key="labels"),
+)
+
+RELOADABLE = ("debug", "log_level", "labels", "shutdown_timeout")
+"""Fields that a running daemon takes over at SIGHUP."""
+
+FIXED: dict[str, tuple[tuple[str, ...], str]] = {
+    "iptables": (_TRUE, "published ports need packet rules (nftables); --bridge=none turns networking off"),
+    "ip-forward": (_TRUE, "containers' networks need forwarding; --bridge=none turns networking off"),
+    "ip-masq": (_TRUE, "the default network is always masqueraded"),
+    "icc": (_TRUE, "containers of the default network may always talk to each other"),
+    "live-restore": (_TRUE, "containers always go on running without the daemon"),
+    "ip6tables": (_FALSE, "IPv6 rules are not part of this release"),
+    "ipv6": (_FALSE, "IPv6 on the default network is not part of this release"),
+    "userland-proxy": (_FALSE, "ports are published by the kernel alone"),
+    "init": (_FALSE, "ask for an init per container with 'run --init'"),
+    "experimental": (_FALSE, "there are no experimental features to turn on"),
+    "selinux-enabled": (_FALSE, "SELinux labels are not part of this release"),
+    "no-new-privileges": (_FALSE, "set it per container with --security-opt"),
+    "userns-remap": (("",), "user namespaces are not part of this release"),
+    "default-runtime": (("tare", "tare-runtime"), "tare's own runtime is the only one"),
+    "exec-opt": (("native.cgroupdriver=cgroupfs",), "cgroups are managed directly, without systemd"),
+    "seccomp-profile": (("builtin", ""), "the built-in profile is the default; give another per container"),
+    "default-cgroupns-mode": (("private",), "containers get a cgroup namespace of their own"),
+    "default-ipc-mode": (("private",), "containers get an IPC namespace of their own"),
+    "log-format": (("text",), "logs are written as text"),
+    "raw-logs": (_FALSE, "the log has no colours to leave out; drop the option"),
+}
+_SWITCHES = frozenset(name for name, (values, _) in FIXED.items() if values in (_TRUE, _FALSE))
+_FILE_ALIASES = {"exec-opts": "exec-opt"}
+
+_BY_FLAG = {option.name: option for option in OPTIONS}
+_BY_SHORT = {option.short: option for option in OPTIONS if option.short}
+_BY_KEY = {option.file_key: option for option in OPTIONS}
+
+
+class UsageError(InvalidArgument):
+    """The command line or the configuration file is wrong; the daemon does not start."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line said: the engine's configuration and what concerns the process only."""
+
+    config: EngineConfig
+    action: str = "run"
+    """``run``, ``help``, ``version`` or ``validate``."""
+    arguments: tuple[str, ...] = ()
+    """The command line, to be read again at SIGHUP."""
+
+
+def load(arguments: Sequence[str]) -> Settings:
+    """Read flags and file. Raises ``UsageError`` with a message for the user."""
+    flags, action, file = _parse_flags(list(arguments))
+    if action in ("help", "version"):
+        return Settings(EngineConfig(), action)
+    values = dict(flags)
+    for name, value in _read_file(file).items():
+        if name in flags:
+            raise UsageError(
+                f"unable to configure the daemon with file {file or DEFAULT_CONFIG_FILE}: the following directives are specified both as a "
+                f"flag and in the configuration file: {_key_of(name)}: (from flag: {_shown(flags[name])}, from file: {_shown(value)})"
+            )
+        values[name] = value
+    config = _check(replace(EngineConfig(), **{name: _frozen(value) for name, value in values.items()}), values)
+    return Settings(config, action, tuple(arguments))
+
+
+def _parse_flags(arguments: list[str]) -> tuple[dict[str, Any], str, Path | None]:
+    values: dict[str, Any] = {}
+    action = "run"
+    file: Path | None = None
+    while arguments:
+        argument = arguments.pop(0)
+        if argument in ("-h", "--help"):
+            return {}, "help", None
+        if argument in ("-v", "--version"):
+            return {}, "version", None
+        if argument == "--validate":
+            action = "validate"
+            continue
+        if not argument.startswith("-") or argument in ("-", "--"):
+            raise UsageError(f'"tared" accepts no arguments, found "{argument}"')
+        name, option, inline = _split_flag(argument)
+        switch = option.kind == "bool" if option is not None else name in _SWITCHES
+        if inline is None and not switch:
+            if not arguments:
+                raise UsageError(f"flag needs an argument: {argument}")
+            value = arguments.pop(0)
+        elif inline is None:
+            value = "true"
+        else:
+            value = inline
+        if name == "config-file":
+            file = Path(value)
+        elif option is None:
+            _check_fixed(name, value, f"--{name}")
+        else:
+            _add_value(values, option, value)
+    return values, action, file
+
+
+def _split_flag(argument: str) -> tuple[str, Option | None, str | None]:
+    """(name, option or None for a fixed one, value behind "=" or glued to a short flag)."""
+    if argument.startswith("--"):
+        name, equals, value = argument[2:].partition("=")
+        inline = value if equals else None
+        if name == "config-file" or name in FIXED:
+            return name, None, inline
+        if name in _BY_FLAG:
+            return name, _BY_FLAG[name], inline
+        raise UsageError(f"unknown flag: --{name}{_suggestion(name, [*_BY_FLAG, *FIXED, 'config-file'], '--')}")
+    option = _BY_SHORT.get(argument[1])
+    if option is None:
+        raise UsageError(f"unknown shorthand flag: {argument[1]!r} in {argument}")
+    rest = argument[2:]
+    return option.name, option, rest.removeprefix("=") if rest else None
+
+
+def _suggestion(name: str, known: Sequence[str], prefix: str) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.6)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def _add_value(values: dict[str, Any], option: Option, text: str) -> None:
+    where = f"--{option.name}"
+    if option.kind == "list":
+        values.setdefault(option.field, []).append(text)
+    elif option.kind == "map":
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f'invalid argument "{text}" for "{where}" flag: expected KEY=VALUE')
+        values.setdefault(option.field, {})[key] = value
+    else:
+        values[option.field] = _scalar(option, text, f'invalid argument "{text}" for "{where}" flag')
+
+
+def _scalar(option: Option, text: str, fault: str) -> Any:
+    if option.kind == "bool":
+        if text.lower() in _TRUE:
+            return True
+        if text.lower() in _FALSE:
+            return False
+        raise UsageError(f"{fault}: expected true or false")
+    if option.kind == "int":
+        try:
+            return int(text)
+        except ValueError:
+            raise UsageError(f"{fault}: expected a whole number") from None
+    if option.kind == "path":
+        return Path(text) if text else None
+    return text
+
+
+def _check_fixed(name: str, value: str, shown: str) -> None:
+    accepted, reason = FIXED[name]
+    if value.lower() not in accepted:
+        raise UsageError(f"{shown}={value} is not offered by Tare: {reason}")
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    path = file or DEFAULT_CONFIG_FILE
+    prefix = f"unable to configure the daemon with file {path}: "
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise UsageError(f"{prefix}no such file or directory") from None
+    except OSError as error:
+        raise UsageError(f"{prefix}{error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{prefix}{error}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{prefix}a JSON object is expected")
+    unknown = [key for key in document if key not in _BY_KEY and _FILE_ALIASES.get(key, key) not in FIXED]
+    if unknown:
+        hint = _suggestion(unknown[0], [*_BY_KEY, *FIXED], "")
+        raise UsageError(f"{prefix}the following directives don't match any configuration option: {', '.join(unknown)}{hint}")
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        option = _BY_KEY.get(key)
+        if option is not None:
+            values[option.field] = _from_json(option, value, f"{prefix}{key}: ")
+        else:
+            name = _FILE_ALIASES.get(key, key)
+            for item in value if isinstance(value, list) else [value]:
+                _check_fixed(name, str(item), key)
+    return values
+
+
+def _from_json(option: Option, value: Any, prefix: str) -> Any:
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "list": (lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v), "a list of strings"),
+        "map": (lambda v: isinstance(v, dict) and all(isinstance(item, str) for item in v.values()), "an object of strings"),
+        "bool": (lambda v: isinstance(v, bool), "true or false"),
+        "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+        "str": (lambda v: isinstance(v, str), "a string"),
+        "path": (lambda v: isinstance(v, str), "a string"),
+    }
+    valid, wanted = checks[option.kind]
+    if not valid(value):
+        raise UsageError(f"{prefix}{wanted} is expected")
+    return (Path(value) if value else None) if option.kind == "path" else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _key_of(field: str) -> str:
+    return next(option.file_key for option in OPTIONS if option.field == field)
+
+
+def _shown(value: Any) -> str:
+    return f"[{' '.join(value)}]" if isinstance(value, list) else str(value)
+
+
+def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
+    """Everything that can be seen to be wrong without touching the machine; fills in what follows from other settings."""
+    if config.log_level not in LOG_LEVELS:
+        raise UsageError(f"unable to parse logging level: {config.log_level} (one of {', '.join(LOG_LEVELS)})")
+    if not 68 <= config.mtu <= 65535:
+        raise UsageError(f"invalid MTU {config.mtu}: expected 68 to 65535")
+    if config.shutdown_timeout < -1:
+        raise UsageError(f"invalid shutdown timeout {config.shutdown_timeout}: expected seconds, or -1 for no limit")
+    if config.max_concurrent_downloads < 1:
+        raise UsageError(f"invalid max concurrent downloads: {config.max_concurrent_downloads}")
+    for server in config.dns:
+        _checked(ipaddress.ip_address, server, f"{server} is not an ip address")
+    if config.bip is not None:
+        _checked(ipaddress.ip_interface, config.bip, f"invalid --bip {config.bip}: expected ADDRESS/PREFIX")
+        if "/" not in config.bip:
+            raise UsageError(f"invalid --bip {config.bip}: expected ADDRESS/PREFIX")
+        if config.bridge is not None:
+            raise UsageError("you specified -b & --bip, mutually exclusive options. Please specify only one")
+    for label in config.labels:
+        if not label.partition("=")[1]:
+            raise UsageError(f'bad attribute format: "{label}": labels are KEY=VALUE')
+    for name in ("data_root", "exec_root"):
+        path: Path | None = getattr(config, name)
+        if path is None or not path.is_absolute():
+            raise UsageError(f"--{name.replace('_', '-')} must be an absolute path")
+    return _check_derived(config, given)
+
+
+def _check_derived(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
+    changes: dict[str, Any] = {}
+    if config.tlsverify:
+        changes["tls"] = True
+    if config.tls or config.tlsverify:
+        needed = ["tlscert", "tlskey"] + (["tlscacert"] if config.tlsverify else [])
+        for name in needed:
+            if getattr(config, name) is None:
+                raise UsageError(f"TLS needs --{name}")
+    if "exec_root" in given:
+        # A private daemon should not fall over the system's: what lies in the exec root by default follows it.
+        if "hosts" not in given:
+            changes["hosts"] = (f"unix://{config.exec_root}/tare.sock",)
+        if "pidfile" not in given:
+            changes["pidfile"] = config.exec_root / "tared.pid"
+    return replace(config, **changes)
+
+
+def _checked(parse: Callable[[str], object], text: str, message: str) -> None:
+    try:
+        parse(text)
+    except ValueError:
+        raise UsageError(message) from None
+
+
+def reloaded(running: EngineConfig, fresh: EngineConfig) -> tuple[EngineConfig, list[str]]:
+    """(the running configuration with what may change taken from ``fresh``, names of changes that need a restart)."""
+    pending = [
+        field.name
+        for field in fields(EngineConfig)
+        if field.name not in RELOADABLE and getattr(running, field.name) != getattr(fresh, field.name)
+    ]
+    return replace(running, **{name: getattr(fresh, name) for name in RELOADABLE}), pending
+
+
+def usage() -> str:
+    """The text of ``tared --help``."""
+    lines = ["Usage:  tared [OPTIONS]", "", "The daemon of the Tare container engine.", "", "Options:"]
+    rows = [("", "config-file", "str", f"Daemon configuration file (default {DEFAULT_CONFIG_FILE})")]
+    rows += [(option.short, option.name, option.kind, option.help) for option in OPTIONS]
+    rows += [("", "validate", "bool", "Validate the configuration and exit"), ("v", "version", "bool", "Print version and quit")]
+    for short, name, kind, text in sorted(rows, key=lambda row: row[1]):
+        flag = (f"-{short}, " if short else "    ") + f"--{name}" + ("" if kind == "bool" else f" {kind}")
+        lines.append(f"  {flag:<38}{text}")
+    lines += ["", f"Listens on {DEFAULT_SOCKET} unless told otherwise. Containers go on running when the daemon stops."]
+    return "\n".join(lines)
+
+
+def fail(message: str) -> int:
+    """Print a usage error as dockerd does and return the exit code."""
+    print(f"{message}\nSee 'tared --help'.", file=sys.stderr)
+    return 1
