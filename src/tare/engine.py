@@ -43,6 +43,7 @@ class Engine:
         config = self.config
         self._lock.acquire()
         try:
+            _make_directories(config)
             self.metadata = Metadata(config.database)
             self.content = ContentStore(config.data_root)
             self.layers = choose(config.data_root, config.exec_root, config.storage_driver)
@@ -54,6 +55,7 @@ class Engine:
                 config, self.metadata, self.images, self.layers, self.snapshots, self.networks, self.volumes, self.events, self.driver
             )
             self.images.users_of = self._users_of_image
+            self.images.layers_in_use = self._layers_in_use
             self.volumes.start()
             await self.networks.start()
             await self.containers.recover()
@@ -68,6 +70,10 @@ class Engine:
         """Containers made of an image: their ids, and whether they run."""
         return [(container.id, container.running) for container in self.containers.users_of_image(image_id)]
 
+    def _layers_in_use(self) -> list[str]:
+        """Layers that containers need, whether or not an image still names them."""
+        return [diff_id for container in self.containers.all() for diff_id in container.record.diff_ids]
+
     async def close(self) -> None:
         """Let go of everything. Containers that run go on; the next engine over this root takes them over."""
         if not self._open:
@@ -79,6 +85,18 @@ class Engine:
         await self.driver.close()
         self.metadata.close()
         self._lock.release()
+
+
+def _make_directories(config: EngineConfig) -> None:
+    """The folders of both roots, closed to others whatever the umask was."""
+    for path, mode in (
+        (config.data_root, 0o711),
+        (config.data_root / "containers", 0o711),
+        (config.exec_root, 0o711),
+        (config.exec_root / "containers", 0o711),
+    ):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
 
 
 class _DataRootLock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from tare.containers.health import Health
 from tare.containers.record import PAUSED, REMOVING, RESTARTING, RUNNING, Record
 from tare.containers.task import Attachment, Exit, Task
 
@@ -28,7 +29,8 @@ class Container:
         """Attachments that came before the start."""
         self.restart_delay = 0.0
         self.exec_ids: set[str] = set()
-        self.health: dict[str, object] | None = None
+        self.health: Health | None = None
+        self.health_monitor: asyncio.Task[None] | None = None
         self._exit_waiters: set[asyncio.Future[Exit]] = set()
         self._removal_waiters: set[asyncio.Future[Exit]] = set()
 

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tare.containers.container import Container
+from tare.containers.health import HealthMonitor, command_of
 from tare.containers.record import CREATED, EXITED, PAUSED, RESTARTING, RUNNING
 from tare.containers.signals import parse_signal
 from tare.containers.task import Attachment, Exit, Task
@@ -95,7 +96,19 @@ class Lifecycle:
         record.state.oom_killed = False
         container.save(self._records)
         self.publish(container, "start")
+        self._observe(container, task)
+
+    def _observe(self, container: Container, task: Task) -> None:
+        """Watch for the task's exit, and check its health if it says how."""
+        record = container.record
         container.monitor = asyncio.create_task(self._watch(container, task), name=f"monitor-{record.id[:12]}")
+        check, command = record.config.healthcheck, command_of(record.config)
+        if check is not None and command is not None:
+            monitor = HealthMonitor(container, check, command, self._launcher.exec_process, self._health_changed)
+            container.health_monitor = asyncio.create_task(monitor.run(), name=f"health-{record.id[:12]}")
+
+    async def _health_changed(self, container: Container, status: str) -> None:
+        self.publish(container, f"health_status: {status}")
 
     async def _start_failed(self, container: Container, error: BaseException) -> None:
         state = container.record.state
@@ -128,7 +141,7 @@ class Lifecycle:
             if record.state.status not in (RUNNING, PAUSED):
                 record.state.status = RUNNING
             container.save(self._records)
-            container.monitor = asyncio.create_task(self._watch(container, task), name=f"monitor-{record.id[:12]}")
+            self._observe(container, task)
         elif record.state.status in (RUNNING, PAUSED, RESTARTING):
             # Neither a keeper nor its exit record: the machine was restarted, or the keeper was killed together with its container.
             await self._ended(container, Exit(255, record.state.finished_at or time.time_ns(), error=""), None)
@@ -156,6 +169,9 @@ class Lifecycle:
             if not container.removing:
                 state.status = EXITED if delay is None else RESTARTING
             container.task = None
+            if container.health_monitor is not None:
+                container.health_monitor.cancel()
+                container.health_monitor = None
             container.save(self._records)
             await self._launcher.release(record)
             if task is not None:
@@ -362,6 +378,8 @@ class Lifecycle:
             self._cancel_restart(container)
             if container.monitor is not None:
                 container.monitor.cancel()
+            if container.health_monitor is not None:
+                container.health_monitor.cancel()
             container.drop_pending()
         await asyncio.gather(*(c.monitor for c in containers if c.monitor is not None), return_exceptions=True)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tare.containers.container import Container
+    from tare.containers.health import Health
     from tare.networks.model import Connection
     from tare.networks.ports import PublishedPort
 
@@ -90,8 +91,17 @@ def state_view(container: Container) -> dict[str, Any]:
         "FinishedAt": rfc3339(state.finished_at),
     }
     if container.health is not None:
-        view["Health"] = container.health
+        view["Health"] = health_view(container.health)
     return view
+
+
+def health_view(health: Health) -> dict[str, Any]:
+    """``State.Health``."""
+    return {
+        "Status": health.status,
+        "FailingStreak": health.failing_streak,
+        "Log": [{"Start": rfc3339(r.start), "End": rfc3339(r.end), "ExitCode": r.exit_code, "Output": r.output} for r in health.results],
+    }
 
 
 def mount_view(point: MountPoint, source: str) -> dict[str, Any]:
@@ -246,7 +256,7 @@ def list_view(
 ) -> dict[str, Any]:
     """One item of ``GET /containers/json``."""
     record = container.record
-    health = str(container.health.get("Status", "")) if container.health else ""
+    health = container.health.status if container.health else ""
     settings = network_settings(record, connections)
     view: dict[str, Any] = {
         "Id": record.id,
@@ -258,7 +268,7 @@ def list_view(
         "Ports": list_ports(next(iter(connections.values()), None)),
         "Labels": record.config.labels or {},
         "State": record.state.status,
-        "Status": status_text(record, "" if health == "none" else health),
+        "Status": status_text(record, health),
         "HostConfig": {"NetworkMode": record.host_config.network_mode, **_annotations(record)},
         "NetworkSettings": {"Networks": settings["Networks"]},
         "Mounts": list(mounts),

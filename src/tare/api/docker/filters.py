@@ -75,7 +75,7 @@ def _health(values: list[str]) -> Filter:
     for value in values:
         if value not in _HEALTHS:
             raise InvalidArgument(f"invalid filter 'health={value}'")
-    return lambda c: str((c.health or {}).get("Status", "none")) in values
+    return lambda c: (c.health.status if c.health else "none") in values
 
 
 def _has_label(container: Container, text: str) -> bool:
