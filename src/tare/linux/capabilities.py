@@ -47,6 +47,12 @@ def mask(numbers: Iterable[int]) -> int:
     return bits
 
 
+def held_permitted() -> int:
+    """The calling thread's permitted set."""
+    data = libc.capget(struct.pack("=Ii", _VERSION_3, 0), 24)
+    return int.from_bytes(data[4:8], "little") | int.from_bytes(data[16:20], "little") << 32
+
+
 def held_bounding() -> int:
     """The calling thread's bounding set, as far as the kernel knows capabilities."""
     bits = 0

@@ -38,6 +38,7 @@ _prctl = _symbol("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _sethostname = _symbol("sethostname", c_char_p, ctypes.c_size_t)
 _setdomainname = _symbol("setdomainname", c_char_p, ctypes.c_size_t)
 _capset = _symbol("capset", c_void_p, c_void_p)
+_capget = _symbol("capget", c_void_p, c_void_p)
 _fstatfs = _symbol("fstatfs", c_int, c_void_p)
 _syscall = _libc.syscall
 _syscall.restype = c_long
@@ -117,14 +118,17 @@ def capset(header: bytes, data: bytes) -> None:
         raise failure()
 
 
+def capget(header: bytes, size: int) -> bytes:
+    """capget(2): the packed data structures."""
+    data = ctypes.create_string_buffer(size)
+    if _capget(ctypes.create_string_buffer(header, len(header)), data) < 0:
+        raise failure()
+    return data.raw
+
+
 def filesystem_magic(fd: int) -> int:
     """``f_type`` of fstatfs(2): which kind of file system a descriptor lies on."""
     buffer = ctypes.create_string_buffer(256)
     if _fstatfs(fd, buffer) < 0:
         raise failure()
     return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
-
-
-def after_fork_child() -> None:
-    """Tell the interpreter that a raw clone has made it a child (what ``os.fork`` does by itself)."""
-    ctypes.pythonapi.PyOS_AfterFork_Child()

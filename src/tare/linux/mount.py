@@ -127,7 +127,7 @@ class Filesystem:
     def _said(self, error: OSError) -> str:
         """The kernel's own explanation, which the file system context keeps, else errno's text."""
         number = error.errno or 0
-        lines = []
+        lines: list[str] = []
         try:
             while len(lines) < 8:
                 lines.append(os.read(self.fd, 4096).decode("utf-8", "replace").partition(" ")[2].strip())
@@ -171,7 +171,13 @@ def overlay(lower: Iterable[str], upper: str, work: str, options: Iterable[str] 
             context.set("upperdir", short(upper))
             context.set("workdir", short(work))
             context.set_options(options)
-            return context.mount(attributes)
+            try:
+                return context.mount(attributes)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                # Before 6.5 overlay takes any parameter and looks at them only here.
+                return _overlay_by_string(paths, upper, work, options, attributes)
     finally:
         for fd in descriptors:
             os.close(fd)

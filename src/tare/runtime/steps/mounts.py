@@ -71,6 +71,11 @@ def allowed_in_proc(context: Context, target_fd: int, mount_fd: int, destination
         os.close(direct)
 
 
+DIRECTORY_HINT = (
+    ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+)
+
+
 @step
 class OpenSources(NamedTuple):
     """Clone the mounts behind all bind sources while we still see the host's tree, with its propagation."""
@@ -237,11 +242,13 @@ class BindMount(NamedTuple):
                 target = real_directory(context, self.destination)
             else:
                 target = mount.make_in_root(context.root_fd, self.destination, directory=mount.is_directory(source))
+            if mount.is_directory(source) != mount.is_directory(target):
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             attach(context, source, target, self.destination)
         except OSError as error:
             text = f'error mounting "{self.source}" to rootfs at "{self.destination}": {reason(error)}'
             if error.errno == errno.ENOTDIR:
-                text += ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+                text += DIRECTORY_HINT
             raise SetupFailed(text, 127 if error.errno == errno.ENOTDIR else 128) from None
         finally:
             os.close(source)

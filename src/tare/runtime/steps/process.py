@@ -160,6 +160,10 @@ class DropPrivileges(NamedTuple):
     def run(self, context: Context) -> None:
         identity = context.identity
         _own_streams(identity.uid)
+        permitted = self.permitted & capabilities.held_permitted()
+        if permitted != self.permitted:
+            missing = [name for name, number in capabilities.NUMBERS.items() if (self.permitted & ~permitted) >> number & 1]
+            context.warnings.append(f"this host does not grant {', '.join(missing)}")
         try:
             capabilities.limit_bounding(self.bounding)
             capabilities.keep_over_setuid(True)
@@ -172,8 +176,7 @@ class DropPrivileges(NamedTuple):
             os.setresuid(identity.uid, identity.uid, identity.uid)
             capabilities.keep_over_setuid(False)
             capabilities.clear_ambient()
-            held = self.bounding if identity.uid == 0 else self.permitted
-            capabilities.apply(self.effective & held, self.permitted)
+            capabilities.apply(self.effective & permitted, permitted)
         except OSError as error:
             raise SetupFailed(f"unable to apply caps: {reason(error)}") from None
         os.umask(self.umask)
