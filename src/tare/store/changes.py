@@ -1,8 +1,8 @@
 """What a container changed, and directory trees as tars: reading trees that a hostile, possibly running container owns.
 
 Every directory is opened relative to its parent's descriptor with ``O_NOFOLLOW`` and files with ``O_NONBLOCK``, so a name that is swapped
-for a link, a FIFO or a device while we walk gives an error or a gap, never another file. Upper and lower trees are descended side by side, so a
-lower symbolic link is never followed either.
+for a link, a FIFO or a device while we walk gives an error or a gap, never another file. Upper and lower trees are descended side by
+side, so a lower symbolic link is never followed either.
 """
 
 from __future__ import annotations
