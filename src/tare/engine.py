@@ -7,6 +7,7 @@ goes the other way. Running containers are not touched by ``close``.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from tare.containers.service import Containers
 from tare.errors import Conflict
 from tare.events import EventBus
 from tare.images.service import Images
+from tare.linux.cgroup.detect import detect
+from tare.linux.cgroup.group import Cgroup
 from tare.networks.service import Networks
 from tare.store.content import ContentStore
 from tare.store.layers.choice import choose
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
     from tare.config import EngineConfig
     from tare.containers.task import TaskDriver
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -83,6 +88,9 @@ class Engine:
         await self.images.close()
         await self.networks.close()
         await self.driver.close()
+        if not any(container.running for container in self.containers.all()):
+            _remove_empty_group(self.config.cgroup_parent)
+        self.layers.close()
         self.metadata.close()
         self._lock.release()
 
@@ -97,6 +105,16 @@ def _make_directories(config: EngineConfig) -> None:
     ):
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         path.chmod(mode)
+
+
+def _remove_empty_group(path: str) -> None:
+    """The parent of our containers' control groups goes when nothing is in it."""
+    group = Cgroup(detect(), path)
+    try:
+        if group.exists() and not group.pids():
+            group.remove()
+    except OSError as error:
+        _log.debug("control group %s stays: %s", path, error)
 
 
 class _DataRootLock:
