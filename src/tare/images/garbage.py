@@ -1,8 +1,8 @@
 """Deleting blobs and layers that nothing needs any more, safely beside pulls.
 
-What is needed: whatever an image record names, the layers of every container (``in_use``), and whatever is *pinned*: a pull pins each digest
-before it looks whether the store has it, and unpins when its image is recorded. ``pin`` waits for a collection that is under way, so nothing
-can vanish between the look and the record.
+What is needed: whatever an image record names, the layers of every container (``in_use``), and whatever is *pinned*: a pull pins each
+digest before it looks whether the store has it, and unpins when its image is recorded. ``pin`` waits for a collection that is under way,
+so nothing can vanish between the look and the record.
 """
 
 from __future__ import annotations

@@ -1,0 +1,425 @@
+"""The images service: what images there are, how they get here, what they are called and how they go.
+
+Order of things, so that a crash at any instant leaves no half image: content and layers first (verified and durable), then the record, then
+the names, then the event. Removal goes the other way: names, record, event, and the bytes last; what a crash leaves is garbage, never a
+record without its bytes.
+
+Everything here runs on the engine's event loop; the metadata is microseconds away, and what is slow (network, disk) is awaited.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import msgspec
+
+from tare.config import EngineConfig
+from tare.distribution.auth import Credentials
+from tare.distribution.endpoints import RegistryPolicy, check_insecure
+from tare.distribution.progress import Progress, Report, silent
+from tare.distribution.registry import Pulled, Registry
+from tare.distribution.sharing import SharedTasks
+from tare.errors import Corrupt, InvalidArgument, NotFound
+from tare.events import EventBus
+from tare.images.changes import apply_changes
+from tare.images.filters import select
+from tare.images.garbage import Freed, Garbage
+from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch
+from tare.images.importing import import_layer
+from tare.images.names import Names, digests_of, tags_of
+from tare.images.removal import Situation, check_delete, check_untag, is_single, untagged_with
+from tare.oci.digest import Digest
+from tare.oci.image import NO_TIME, ContainerConfig, History, ImageConfig, RootFS, chain_ids, encode, parse_config
+from tare.oci.platform import Platform, host
+from tare.oci.reference import Reference, parse_any
+from tare.store.content import ContentStore
+from tare.store.layers.driver import LayerDriver
+from tare.store.metadata import Metadata
+
+_CONFIG_CACHE = 128
+
+
+class Images:
+    """The images of one engine. ``users_of`` and ``layers_in_use`` are set by whoever knows the containers."""
+
+    def __init__(self, config: EngineConfig, content: ContentStore, layers: LayerDriver, metadata: Metadata, events: EventBus) -> None:
+        check_insecure(config.insecure_registries)
+        policy = RegistryPolicy(config.registry_mirrors, config.insecure_registries)
+        self._content = content
+        self._layers = layers
+        self._metadata = metadata
+        self._records = metadata.images
+        self._events = events
+        self._names = Names(metadata)
+        self._garbage = Garbage(content, layers, metadata)
+        self._pulls: SharedTasks[Image] = SharedTasks()
+        self._configs: OrderedDict[str, ImageConfig] = OrderedDict()
+        self.registry = Registry(content, layers, policy, config.max_concurrent_downloads)
+        self.users_of: Callable[[str], Sequence[tuple[str, bool]]] = lambda image_id: ()
+        """Containers made of an image: their ids, and whether they run."""
+
+    @property
+    def layers_in_use(self) -> Callable[[], Iterable[str]]:
+        """The diff_ids that containers need, running or not: they are kept although their image may be gone."""
+        return self._garbage.in_use
+
+    @layers_in_use.setter
+    def layers_in_use(self, in_use: Callable[[], Iterable[str]]) -> None:
+        self._garbage.in_use = in_use
+
+    async def close(self) -> None:
+        await self.registry.close()
+
+    # --- looking
+
+    def get(self, name: str) -> Image:
+        """The image called ``name``: a reference, an id, or the beginning of an id.
+
+        Raises ``NotFound`` ("No such image: x"), ``InvalidArgument`` for what can be no name.
+        """
+        return self._image(self._resolve(name))
+
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> builtins.list[Image]:
+        """All images, or those that pass Docker's ``filters``, newest first."""
+        names = self._names.by_image()
+        images = [
+            self._build(image_id, msgspec.json.decode(document, type=ImageRecord), names.get(image_id, ()))
+            for image_id, _, document in self._records.all()
+        ]
+        return select(images, filters or {}, self.get)
+
+    def count(self) -> int:
+        return self._records.count()
+
+    def size_of(self, image_id: str) -> int:
+        """Bytes of an image's files; 0 when it is gone."""
+        record = self._record(image_id)
+        return record.size if record else 0
+
+    def layer_chain(self, image: Image) -> builtins.list[Digest]:
+        """Chain ids of the image's layers, bottom first."""
+        return chain_ids(image.diff_ids)
+
+    def raw_config(self, image: Image) -> bytes:
+        """The config document as it was fetched or made."""
+        return self._content.read(Digest.parse(image.id))
+
+    def history(self, name: str) -> builtins.list[HistoryItem]:
+        """How the image came to be, newest step first."""
+        image = self.get(name)
+        sizes = iter([self._layers.size(diff_id) if self._layers.has(diff_id) else 0 for diff_id in image.diff_ids])
+        items: builtins.list[HistoryItem] = []
+        for step in image.config.history or ():
+            size = 0 if step.empty_layer else next(sizes, 0)
+            items.append(HistoryItem("<missing>", epoch(step.created), step.created_by or "", (), size, step.comment or ""))
+        items += [HistoryItem("<missing>", image.created_at, "", (), size, "") for size in sizes]
+        items.reverse()
+        if items:
+            items[0] = replace(items[0], id=image.id, tags=image.tags)
+        return items
+
+    def check_platform(self, image: Image, platform: str | Platform, name: str) -> None:
+        """Refuse an image that is for another platform than the one that was asked for."""
+        wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+        if not wanted.runs(image.platform()):
+            raise NotFound(
+                f"image with reference {name} was found but does not match the specified platform: "
+                f"wanted {wanted}, actual: {image.platform()}"
+            )
+
+    # --- coming
+
+    async def pull(
+        self,
+        reference: str | Reference,
+        platform: str | Platform | None = None,
+        credentials: Credentials | None = None,
+        progress: Report = silent,
+    ) -> Image:
+        """Bring an image here from its registry. Several who want the same share one pull.
+
+        ``progress`` gets Docker's messages. Raises what ``distribution`` raises; then nothing has changed but that
+        partial downloads may wait to be resumed.
+        """
+        wanted = (Reference.parse(reference) if isinstance(reference, str) else reference).with_default_tag()
+        target = _platform(platform)
+        key = (wanted, target, credentials)
+        return await self._pulls.run(key, lambda report: self._pull(wanted, target, credentials, report), progress)
+
+    async def _pull(self, reference: Reference, platform: Platform | None, credentials: Credentials | None, report: Report) -> Image:
+        before = self._names.find(reference)
+        report(Progress(f"Pulling from {reference.repository.familiar_name}", reference.digest or reference.tag or ""))
+        async with self._garbage.pins() as pin:
+            pulled = await self.registry.pull(reference, platform, credentials, report, pin)
+            self._record_pulled(pulled)
+        image = self._image(pulled.image_id)
+        name = reference.familiar()
+        report(Progress(f"Digest: {pulled.digest}"))
+        fresh = "Image is up to date for" if before == image.id else "Downloaded newer image for"
+        report(Progress(f"Status: {fresh} {name}"))
+        self._publish("pull", name, reference.familiar_name, image.labels)
+        return image
+
+    def _record_pulled(self, pulled: Pulled) -> None:
+        image_id = str(pulled.image_id)
+        record = ImageRecord(
+            diff_ids=[str(diff_id) for diff_id in pulled.diff_ids],
+            size=self._size(pulled.diff_ids),
+            created=pulled.config.created or NO_TIME,
+            manifest=str(pulled.manifest_digest),
+            documents=[str(digest) for digest in pulled.documents],
+            blobs=list(dict.fromkeys(str(layer.digest) for layer in pulled.manifest.layers)),
+        )
+        reference = pulled.reference
+        with self._metadata.transaction():
+            self._put(image_id, record.merged(self._record(image_id)))
+            self._names.set(reference.with_digest(reference.digest or pulled.digest), image_id)
+            if reference.tag and not reference.digest:
+                self._names.set(reference, image_id)
+
+    async def import_(
+        self,
+        source: AsyncIterator[bytes],
+        repository: str = "",
+        tag: str = "",
+        changes: Sequence[str] = (),
+        message: str = "",
+        platform: str | Platform | None = None,
+    ) -> Image:
+        """Make an image of one layer from a tar stream (``docker import``); without ``repository`` it gets no name."""
+        target = _platform(platform) or host()
+        name = _target(repository, tag) if repository else None
+        container = apply_changes(ContainerConfig(), changes)
+        async with self._garbage.pins() as pin:
+            layer = await import_layer(self._layers, source)
+            await pin([layer.diff_id])
+            if not self._layers.has(layer.diff_id):
+                raise Corrupt(f"layer {layer.diff_id} was removed while it was being imported: try again")
+            now = _now()
+            config = ImageConfig(
+                architecture=target.architecture,
+                os=target.os,
+                variant=target.variant or None,
+                rootfs=RootFS([layer.diff_id]),
+                created=now,
+                config=container,
+                history=[History(created=now, comment=message or "Imported from -")],
+            )
+            image = await self.create_from_layers(config, name)
+        self._publish("import", image.id, image.id, image.labels)
+        return image
+
+    async def create_from_layers(self, config: ImageConfig, name: Reference | None = None, parent: str = "") -> Image:
+        """Record an image over layers that the store has; its id is the digest of ``config`` as encoded here.
+
+        For import, commit and build. The caller pins the layers until this returns.
+        """
+        missing = [diff_id for diff_id in config.diff_ids if not self._layers.has(diff_id)]
+        if missing:
+            raise NotFound(f"layer {missing[0]} is not in the {self._layers.name} layer store")
+        raw = encode(config)
+        image_id = Digest.of(raw)
+        async with self._garbage.pins() as pin:
+            await pin([image_id, *config.diff_ids])
+            self._content.put(raw, image_id)
+            record = ImageRecord(
+                diff_ids=[str(diff_id) for diff_id in config.diff_ids],
+                size=self._size(config.diff_ids),
+                created=config.created or NO_TIME,
+                documents=[str(image_id)],
+                parent=parent,
+            )
+            with self._metadata.transaction():
+                self._put(str(image_id), record.merged(self._record(str(image_id))))
+                if name is not None:
+                    self._names.set(name.with_default_tag(), str(image_id))
+        return self._image(str(image_id))
+
+    # --- names
+
+    def tag(self, name: str, repository: str, tag: str = "") -> None:
+        """Give the image called ``name`` a further name; another image may lose it."""
+        image = self.get(name)
+        target = _target(repository, tag)
+        self._names.set(target, image.id)
+        self._publish("tag", image.id, target.familiar(), image.labels)
+
+    # --- going
+
+    async def delete(self, name: str, force: bool = False, prune: bool = True) -> builtins.list[Removal]:
+        """Remove a name, and the image with its last one; or, given an id, the image with its names.
+
+        ``prune`` also removes parents that nothing names or needs any more. Raises ``Conflict`` with Docker's texts.
+        """
+        image_id = self._resolve(name)
+        situation = self._situation(image_id)
+        removals: builtins.list[Removal] = []
+        by_id = Digest.parse(image_id).hex.startswith(name.removeprefix("sha256:"))
+        if by_id:
+            if is_single(situation.references):
+                check_delete(situation, force, references_count=False)
+            else:
+                check_delete(situation, force)
+            self._untag(image_id, situation.references, removals)
+        else:
+            check_untag(situation, name, force)
+            reference = Reference.parse(name).with_default_tag()
+            if reference.digest:
+                reference = reference.with_digest(reference.digest)
+            remaining = [other for other in situation.references if other != reference]
+            self._untag(image_id, [reference, *untagged_with(reference, remaining)], removals)
+            if not self._deletable(image_id, force):
+                return removals
+        await self._delete(image_id, prune, removals)
+        return removals
+
+    async def prune(self, dangling: bool = True, filters: Mapping[str, Sequence[str]] | None = None) -> tuple[builtins.list[Removal], int]:
+        """Remove images that no container uses (``dangling``: only those without a tag); returns what went and the bytes freed."""
+        removals: builtins.list[Removal] = []
+        for image in self.list(filters):
+            if self._record(image.id) is None or self.users_of(image.id) or (dangling and not image.dangling):
+                continue
+            if self._situation(image.id).has_children:
+                continue
+            self._untag(image.id, self._names.of(image.id), removals)
+            self._forget(image.id, removals)
+        freed = await self._garbage.collect_all()
+        return removals, freed.bytes
+
+    async def collect_garbage(self) -> Freed:
+        """Delete whatever a crash or a broken-off pull left in the stores. ``layers_in_use`` must be set."""
+        return await self._garbage.collect_all()
+
+    def _deletable(self, image_id: str, force: bool) -> bool:
+        situation = self._situation(image_id)
+        hard = situation.has_children or any(running for _, running in situation.users)
+        return not situation.references and not hard and (force or not situation.users)
+
+    def _untag(self, image_id: str, references: Iterable[Reference], removals: builtins.list[Removal]) -> None:
+        gone = list(references)
+        if not gone:
+            return
+        labels = self._image(image_id).labels
+        with self._metadata.transaction():
+            self._names.remove(gone)
+        removals += [Removal("Untagged", reference.familiar()) for reference in gone]
+        self._publish("untag", image_id, image_id, labels)
+
+    async def _delete(self, image_id: str, prune: bool, removals: builtins.list[Removal]) -> None:
+        while image_id:
+            record = self._forget(image_id, removals)
+            freed = await self._garbage.collect([image_id, *record.documents, *record.blobs], record.diff_ids)
+            chain = chain_ids([Digest.parse(diff_id) for diff_id in record.diff_ids])
+            for diff_id, chain_id in reversed(list(zip(record.diff_ids, chain, strict=True))):
+                if diff_id in freed.layers:
+                    removals.append(Removal("Deleted", chain_id))
+            parent = record.parent if prune else ""
+            keep = not parent or self._record(parent) is None or not self._deletable(parent, force=False)
+            image_id = "" if keep else parent
+
+    def _forget(self, image_id: str, removals: builtins.list[Removal]) -> ImageRecord:
+        """Take the record away: from here on the image does not exist."""
+        labels = self._image(image_id).labels
+        record = self._need(image_id)
+        self._records.delete(image_id)
+        self._configs.pop(image_id, None)
+        removals.append(Removal("Deleted", image_id))
+        self._publish("delete", image_id, image_id, labels)
+        return record
+
+    def _situation(self, image_id: str) -> Situation:
+        return Situation(image_id, tuple(self._names.of(image_id)), tuple(self.users_of(image_id)), self._has_children(image_id))
+
+    def _has_children(self, image_id: str) -> bool:
+        return any(msgspec.json.decode(document, type=ImageRecord).parent == image_id for _, _, document in self._records.all())
+
+    # --- records
+
+    def _resolve(self, name: str) -> str:
+        """The id of the image that ``name`` means; a name wins over the beginning of an id."""
+        found = parse_any(name)
+        if isinstance(found, Digest):
+            if self._record(found) is None:
+                raise NotFound(f"No such image: {name}")
+            return str(found)
+        image_id = self._names.find(found)
+        if image_id is not None:
+            return image_id
+        prefix = name.removeprefix("sha256:")
+        if prefix and all(character in "0123456789abcdef" for character in prefix):
+            matches = self._records.by_prefix(f"sha256:{prefix}")
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                raise InvalidArgument(f"image id {name} is ambiguous: give more digits")
+        raise NotFound(f"No such image: {found.with_default_tag().familiar()}")
+
+    def _image(self, image_id: str) -> Image:
+        return self._build(str(image_id), self._need(image_id), self._names.of(image_id))
+
+    def _build(self, image_id: str, record: ImageRecord, references: Sequence[Reference]) -> Image:
+        config = self._config(image_id)
+        return Image(
+            id=image_id,
+            config=config,
+            diff_ids=config.diff_ids,
+            tags=tags_of(references),
+            repo_digests=digests_of(references),
+            size=record.size,
+            created=record.created,
+            manifest_digest=Digest.parse(record.manifest) if record.manifest else None,
+            parent=record.parent,
+            tagged=self._names.tagged(image_id) if references else 0.0,
+        )
+
+    def _config(self, image_id: str) -> ImageConfig:
+        config = self._configs.get(image_id)
+        if config is None:
+            config = parse_config(self._content.read(Digest.parse(image_id)))
+            self._configs[image_id] = config
+            if len(self._configs) > _CONFIG_CACHE:
+                self._configs.popitem(last=False)
+        return config
+
+    def _record(self, image_id: str) -> ImageRecord | None:
+        document = self._records.get(str(image_id))
+        return None if document is None else msgspec.json.decode(document, type=ImageRecord)
+
+    def _need(self, image_id: str) -> ImageRecord:
+        record = self._record(image_id)
+        if record is None:
+            raise NotFound(f"No such image: {image_id}")
+        return record
+
+    def _put(self, image_id: str, record: ImageRecord) -> None:
+        self._records.put(image_id, None, msgspec.json.encode(record))
+
+    def _size(self, diff_ids: Iterable[Digest]) -> int:
+        return sum(self._layers.size(diff_id) for diff_id in diff_ids)
+
+    def _publish(self, action: str, actor_id: str, name: str, labels: Mapping[str, str]) -> None:
+        self._events.publish("image", action, actor_id, {**labels, "name": name})
+
+
+def _target(repository: str, tag: str) -> Reference:
+    """The name to give: ``repository`` may bring its own tag when ``tag`` is empty."""
+    reference = Reference.parse(repository)
+    if reference.digest:
+        raise InvalidArgument("refusing to create a tag with a digest reference")
+    if reference.familiar_name == "sha256":
+        raise InvalidArgument("refusing to create an ambiguous tag using digest algorithm as name")
+    return reference.with_tag(tag) if tag else reference.with_default_tag()
+
+
+def _platform(platform: str | Platform | None) -> Platform | None:
+    if isinstance(platform, str):
+        return Platform.parse(platform) if platform else None
+    return platform
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
