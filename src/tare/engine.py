@@ -6,6 +6,7 @@ goes the other way. Running containers are not touched by ``close``.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -89,7 +90,7 @@ class Engine:
         await self.networks.close()
         await self.driver.close()
         if not any(container.running for container in self.containers.all()):
-            _remove_empty_group(self.config.cgroup_parent)
+            await asyncio.to_thread(_remove_empty_group, self.config.cgroup_parent)
         self.layers.close()
         self.metadata.close()
         self._lock.release()
@@ -111,7 +112,7 @@ def _remove_empty_group(path: str) -> None:
     """The parent of our containers' control groups goes when nothing is in it."""
     group = Cgroup(detect(), path)
     try:
-        if group.exists() and not group.pids():
+        if group.exists() and group.empty(2.0):
             group.remove()
     except OSError as error:
         _log.debug("control group %s stays: %s", path, error)
