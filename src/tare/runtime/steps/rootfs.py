@@ -203,7 +203,9 @@ class MaskPaths(NamedTuple):
                 directory = mount.is_directory(target)
                 if directory not in covers:
                     covers[directory] = _empty_directory() if directory else _null_device()
-                # The first use takes the detached mount itself, so every one is a clone of it.
+                    mount.move_mount(covers[directory], target)
+                    continue
+                # A mount can be cloned once it is attached; detached ones only since 6.15.
                 clone = mount.open_tree(covers[directory], "", recursive=False)
                 mount.move_mount(clone, target)
                 os.close(clone)
