@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -85,3 +86,38 @@ def test_refused_without_no_new_privs() -> None:
         text=True,
     )
     assert "seccomp" in done.stdout, done.stderr
+
+
+INT_80 = """
+import mmap
+def int80(number):
+    # mov eax, number; int 0x80; cdqe; ret - the i386 way in, from a 64-bit process
+    code = bytes((0xB8,)) + number.to_bytes(4, "little") + bytes((0xCD, 0x80, 0x48, 0x98, 0xC3))
+    memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    memory.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    keep.append(memory)
+    return ctypes.CFUNCTYPE(ctypes.c_long)(address)()
+keep = []
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="int 0x80 is x86")
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_32_bit_way_in_is_no_way_around(listed: bool) -> None:
+    if run(INT_80 + "print(int80(20) == os.getpid())").stdout != "True\n":
+        pytest.skip("this kernel has no 32-bit emulation")
+    done = run(
+        INT_80
+        + f"""
+profile = {{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+    {{"names": ["getpid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77}}]}}
+if {listed}:
+    profile["architectures"] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+seccomp.install(seccomp.compile(profile))
+print(errno_of(39), flush=True)
+print(int80(20), flush=True)
+"""
+    )
+    assert done.stdout == ("77\n-77\n" if listed else "77\n"), done.stderr
+    assert done.returncode == (0 if listed else -31)
