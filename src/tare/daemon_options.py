@@ -252,11 +252,11 @@ def _read_file(file: Path | None) -> dict[str, Any]:
         raise UsageError(f"{prefix}the following directives don't match any configuration option: {', '.join(unknown)}{hint}")
     values: dict[str, Any] = {}
     for key, value in document.items():
-        option = _BY_KEY.get(key)
+        option = _BY_KEY.get(str(key))
         if option is not None:
             values[option.field] = _from_json(option, value, f"{prefix}{key}: ")
         else:
-            name = _FILE_ALIASES.get(key, key)
+            name = _FILE_ALIASES.get(str(key), str(key))
             for item in value if isinstance(value, list) else [value]:
                 _check_fixed(name, str(item), key)
     return values

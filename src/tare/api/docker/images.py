@@ -1,0 +1,275 @@
+"""``/images``: pull, import, list, look at, tag and remove images."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from tare.api.docker.params import boolean, json_response, read_filters
+from tare.api.docker.streams import JsonStream
+from tare.api.docker.versions import ApiVersion
+from tare.distribution.auth import Credentials
+from tare.distribution.progress import Progress
+from tare.errors import InvalidArgument, Unsupported
+from tare.http.message import Request, Response
+from tare.wire.images import HistoryEntry, ImageInspect, ImageSummary
+
+if TYPE_CHECKING:
+    from tare.engine import Engine
+    from tare.images.image import Image
+
+FLUSH_SECONDS = 0.1
+"""Progress is told at most this often: a fast download must not spend its time on talking about itself."""
+NEVER = "0001-01-01T00:00:00Z"
+
+
+class ProgressFeed:
+    """What a pull reports, waiting for a client that may be slow: of one layer only the newest count is kept, so the feed stays bounded."""
+
+    def __init__(self) -> None:
+        self._waiting: list[dict[str, Any]] = []
+        self._counts: dict[tuple[str, str], int] = {}
+        self._wake = asyncio.Event()
+        self.substantial = False
+        """Something was said beyond what is about to be tried; before that a failure can still become an HTTP status."""
+
+    def report(self, progress: Progress) -> None:
+        document = progress.document()
+        key = (progress.id, progress.status)
+        if progress.current is not None and key in self._counts:
+            self._waiting[self._counts[key]] = document
+        else:
+            if progress.current is not None:
+                self._counts[key] = len(self._waiting)
+            self._waiting.append(document)
+        if not progress.status.startswith("Pulling from"):
+            self.substantial = True
+            self._wake.set()
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._waiting = self._waiting, []
+        self._counts.clear()
+        self._wake.clear()
+        return taken
+
+    async def news(self) -> None:
+        await self._wake.wait()
+
+
+class ImageHandlers:
+    """Handlers of the image endpoints over one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._images = engine.images
+
+    # -- pull and import
+
+    async def create(self, request: Request) -> None:
+        query = request.query
+        if query.get("fromImage"):
+            await self._pull(request)
+        elif query.get("fromSrc"):
+            await self._import(request)
+        else:
+            raise InvalidArgument("one of fromImage (to pull) and fromSrc (to import) must be given")
+
+    async def _pull(self, request: Request) -> None:
+        query = request.query
+        name, tag = query["fromImage"], query.get("tag", "")
+        if tag:
+            name += f"@{tag}" if ":" in tag else f":{tag}"
+        credentials = Credentials.decode(request.headers.get("x-registry-auth", ""))
+        await request.read()
+        feed = ProgressFeed()
+        work = asyncio.create_task(self._images.pull(name, query.get("platform") or None, credentials or None, feed.report))
+        await _follow(request, work, feed)
+
+    async def _import(self, request: Request) -> None:
+        query = request.query
+        if query["fromSrc"] != "-":
+            raise Unsupported("importing from a URL is not offered: fetch it yourself and pipe it into 'import -'")
+        image = await self._images.import_(
+            request.chunks(),
+            query.get("repo", ""),
+            query.get("tag", ""),
+            query.all("changes"),
+            query.get("message", ""),
+            query.get("platform") or None,
+        )
+        stream = await JsonStream.open(request)
+        await stream.send({"status": image.id})
+
+    # -- looking
+
+    async def list(self, request: Request, version: ApiVersion) -> Response:
+        filters = read_filters(request)
+        if version < (1, 41) and request.query.get("filter"):
+            filters.setdefault("reference", []).append(request.query["filter"])
+        images = self._images.list(filters)
+        if not boolean(request, "all"):
+            parents = {image.parent for image in self._images.list()} if images else set()
+            images = [image for image in images if image.tags or image.id not in parents]
+        return json_response([_summary(image, version) for image in images])
+
+    async def inspect(self, request: Request, version: ApiVersion) -> Response:
+        return json_response(_inspect(self._images.get(request.params["name"]), self._engine.layers.name, version))
+
+    async def history(self, request: Request) -> Response:
+        return json_response(
+            [
+                HistoryEntry(
+                    id=item.id,
+                    created=int(item.created),
+                    created_by=item.created_by,
+                    tags=[*item.tags] or None,
+                    size=item.size,
+                    comment=item.comment,
+                )
+                for item in self._images.history(request.params["name"])
+            ]
+        )
+
+    # -- names and removal
+
+    async def tag(self, request: Request) -> Response:
+        self._images.tag(request.params["name"], request.query.get("repo", ""), request.query.get("tag", ""))
+        return Response(201)
+
+    async def delete(self, request: Request) -> Response:
+        removals = await self._images.delete(request.params["name"], boolean(request, "force"), not boolean(request, "noprune"))
+        return json_response([{removal.kind: str(removal.name)} for removal in removals])
+
+    async def prune(self, request: Request) -> Response:
+        filters = read_filters(request).check(("dangling", "label", "label!", "until"))
+        if "label!" in filters:
+            raise Unsupported("the filter 'label!' is not offered for images")
+        dangling = filters.flag("dangling", True)
+        filters.pop("dangling", None)
+        removals, freed = await self._images.prune(dangling, filters)
+        return json_response({"ImagesDeleted": [{r.kind: str(r.name)} for r in removals] or None, "SpaceReclaimed": freed})
+
+    # -- what this release does not offer
+
+    async def search(self, request: Request) -> Response:
+        raise Unsupported("searching registries (search) is not part of this release")
+
+    async def load(self, request: Request) -> Response:
+        raise Unsupported("loading an image archive (load) is not part of this release: push it to a registry and pull it, or import a tar")
+
+    async def save(self, request: Request) -> Response:
+        raise Unsupported("writing an image archive (save) is not part of this release")
+
+    async def push(self, request: Request) -> Response:
+        raise Unsupported("pushing to a registry (push) is not part of this release")
+
+    async def distribution(self, request: Request) -> Response:
+        raise Unsupported("looking at an image in its registry (distribution inspect) is not part of this release")
+
+
+async def _follow(request: Request, work: asyncio.Task[Any], feed: ProgressFeed) -> None:
+    """Stream what ``work`` reports. A failure before the first report is an HTTP status, after it the last line of the stream.
+
+    A client that goes away ends its own interest; the service decides whether the transfer goes on for others.
+    """
+    try:
+        async with request.until_disconnected():
+            await _first(work, feed)
+            if work.done() and work.exception() is not None and not feed.substantial:
+                await work
+            stream = await JsonStream.open(request)
+            while not work.done():
+                for document in feed.take():
+                    await stream.send(document)
+                await asyncio.wait({work}, timeout=FLUSH_SECONDS)
+            for document in feed.take():
+                await stream.send(document)
+            error = work.exception()
+            if error is not None:
+                await stream.fail(error, request.id)
+    finally:
+        if not work.done():
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+        elif not work.cancelled():
+            work.exception()  # seen, whether or not somebody was left to be told
+
+
+async def _first(work: asyncio.Task[Any], feed: ProgressFeed) -> None:
+    """Wait until the work has ended or has said something."""
+    news = asyncio.create_task(feed.news())
+    try:
+        await asyncio.wait({work, news}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        news.cancel()
+
+
+def _tags(image: Image, version: ApiVersion) -> tuple[list[str], list[str]]:
+    """Tags and digests; before 1.43 an image without names was shown as ``<none>``."""
+    tags, digests = [*image.tags], [*image.repo_digests]
+    if version < (1, 43):
+        if not tags and not digests:
+            digests = ["<none>@<none>"]
+        tags = tags or ["<none>:<none>"]
+    return tags, digests
+
+
+def _summary(image: Image, version: ApiVersion) -> ImageSummary:
+    tags, digests = _tags(image, version)
+    summary = ImageSummary(
+        id=image.id,
+        parent_id=image.parent,
+        repo_tags=tags,
+        repo_digests=digests,
+        created=int(image.created_at),
+        size=image.size,
+        labels=image.labels or None,
+    )
+    if version < (1, 44):
+        summary.virtual_size = image.size
+    return summary
+
+
+def _inspect(image: Image, driver: str, version: ApiVersion) -> ImageInspect:
+    config = image.config
+    answer = ImageInspect(
+        id=image.id,
+        repo_tags=[*image.tags],
+        repo_digests=[*image.repo_digests],
+        parent=image.parent,
+        comment=config.comment or "",
+        created=image.created,
+        docker_version=config.docker_version or "",
+        author=config.author or "",
+        config=_container_config(image),
+        architecture=image.architecture,
+        os=image.os,
+        size=image.size,
+        graph_driver={"Data": None, "Name": driver},
+        root_fs={"Type": "layers", "Layers": [str(diff_id) for diff_id in image.diff_ids]},
+        metadata={"LastTagTime": _time(image.tagged)},
+    )
+    if image.variant:
+        answer.variant = image.variant
+    if config.os_version:
+        answer.os_version = config.os_version
+    if version < (1, 44):
+        answer.virtual_size = image.size
+    if version < (1, 45):
+        answer.container = ""
+    return answer
+
+
+def _container_config(image: Image) -> dict[str, Any]:
+    """The container part with the fields that clients index without asking."""
+    empty: dict[str, Any] = {"User": "", "WorkingDir": ""} | dict.fromkeys(("Env", "Cmd", "Volumes", "Entrypoint", "OnBuild", "Labels"))
+    return empty | image.container_config()
+
+
+def _time(seconds: float) -> str:
+    if not seconds:
+        return NEVER
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
