@@ -12,7 +12,7 @@ class _Wire(msgspec.Struct, rename="pascal", kw_only=True):
     pass
 
 
-class ImageSummary(_Wire):
+class ImageSummary(_Wire, kw_only=True):
     """One entry of ``GET /images/json``; -1 means "not computed"."""
 
     id: str
@@ -27,7 +27,7 @@ class ImageSummary(_Wire):
     containers: int = -1
 
 
-class ImageInspect(_Wire):
+class ImageInspect(_Wire, kw_only=True):
     """``GET /images/{name}/json``."""
 
     id: str
@@ -51,7 +51,7 @@ class ImageInspect(_Wire):
     metadata: dict[str, Any]
 
 
-class HistoryEntry(_Wire):
+class HistoryEntry(_Wire, kw_only=True):
     id: str
     created: int
     created_by: str

@@ -10,17 +10,17 @@ class _Wire(msgspec.Struct, rename="pascal", kw_only=True):
     pass
 
 
-class Platform(_Wire):
+class Platform(_Wire, kw_only=True):
     name: str = ""
 
 
-class Component(_Wire):
+class Component(_Wire, kw_only=True):
     name: str
     version: str
     details: dict[str, str] = field(default_factory=dict)
 
 
-class Version(_Wire):
+class Version(_Wire, kw_only=True):
     """``GET /version``."""
 
     platform: Platform
@@ -67,6 +67,6 @@ class AuthConfig(msgspec.Struct, rename="lower", kw_only=True):
     registrytoken: str = ""
 
 
-class AuthAnswer(_Wire):
+class AuthAnswer(_Wire, kw_only=True):
     status: str
     identity_token: str = ""
