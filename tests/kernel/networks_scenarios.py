@@ -40,6 +40,10 @@ def nft(command: str) -> str:
     return subprocess.run(["nft", *command.split()], capture_output=True, text=True, check=True).stdout
 
 
+def iptables(command: str) -> str:
+    return subprocess.run(["iptables", *command.split()], capture_output=True, text=True, check=True).stdout
+
+
 def link_names() -> set[str]:
     with Route() as route:
         return {link.name for link in route.links()}
@@ -59,11 +63,8 @@ async def traffic(root: Path) -> None:
     assert connection.bridge.startswith("tare") and connection.mac.startswith("02:42:"), connection
     web, second = attach(connection), attach(other)
     servers = [Server(web, 80), Server(web, 53, UDP), Server(second, 80), Server(outside, 80), Server(None, 7, host="127.0.0.1")]
-    ephemeral = connection.ports[1].host_port
-    assert 32768 <= ephemeral <= 60999 and [p.host_port for p in connection.ports] == [8080, 5353, ephemeral][:1] + [
-        5353,
-        ephemeral,
-    ] or True
+    published = [(port.key, port.host_port) for port in connection.ports]
+    assert published[:2] == [("80/tcp", 8080), ("53/udp", 5353)] and 32768 <= published[2][1] <= 60999, published
 
     def blocking() -> None:
         # outwards: from the host's address
@@ -123,6 +124,7 @@ async def hairpin(root: Path) -> None:
     await engine.networks.start()
     connection = await engine.networks.connect(cid(1), "web", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
     web = attach(connection)
+    engine.networks.attached(cid(1))
     server = Server(web, 80)
     switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     for value in ("0", "1") if switch.exists() else ("",):
@@ -133,6 +135,275 @@ async def hairpin(root: Path) -> None:
     del server
     await engine.networks.disconnect(cid(1))
     await engine.close()
+
+
+async def conflicts(root: Path) -> None:
+    """Texts of refusals, and that they leave nothing."""
+    build_outside()
+    engine = Engine(root)
+    networks = engine.networks
+    await networks.start()
+    await networks.connect(cid(1), "one", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
+    foreign = Server(None, 9090)
+    before = nft("list ruleset")
+
+    async def failure(kind: type[Exception], *bindings: PortBinding, **options: str) -> str:
+        try:
+            await networks.connect(cid(2), "two", bindings=bindings, **options)
+        except kind as error:
+            assert len(networks.connections()) == 1 and len(networks._ports) == 1
+            assert nft("list ruleset") == before
+            return str(error)
+        raise AssertionError("no error")
+
+    text = await failure(Conflict, PortBinding(1), PortBinding(80, "tcp", "", 8080, 8080))
+    assert text.startswith("driver failed programming external connectivity on endpoint two (")
+    assert text.endswith("): Bind for 0.0.0.0:8080 failed: port is already allocated"), text
+    assert "Bind for 127.0.0.1:8080 failed" in await failure(Conflict, PortBinding(80, "tcp", "127.0.0.1", 8080, 8080))
+    text = await failure(Conflict, PortBinding(80, "tcp", "", 9090, 9090))
+    own = networks.get("bridge").network.subnets[0].gateway.rsplit(".", 1)[0]
+    assert f"): failed to bind host port for 0.0.0.0:9090:{own}." in text and text.endswith(":80/tcp: address already in use"), text
+    text = await failure(Conflict, PortBinding(80, "tcp", "203.0.113.7", 80, 80))
+    assert text.endswith(":80/tcp: cannot assign requested address"), text
+    assert await failure(NotFound, network="nowhere") == "network nowhere not found"
+    assert "user defined networks only" in await failure(InvalidArgument, ip="172.17.0.9")
+    assert "endpoint with name one already exists" in await failure_of_twin(networks)
+    # a taken port in a range is passed over; the held port cannot be had by others
+    third = await networks.connect(cid(3), "three", bindings=[PortBinding(80, "tcp", "", 9089 + 1, 9091)])
+    assert third.ports[0].host_port == 9091
+    for options in (0, 1):
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, options)
+            assert refused(lambda s=thief: (s.bind(("0.0.0.0", 9091)), s.listen()))
+    foreign.close()
+    await networks.disconnect(cid(1))
+    await networks.disconnect(cid(3))
+    await networks.disconnect("unknown")
+    again = await networks.connect(cid(2), "two", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
+    assert again.ports[0].host_port == 8080
+    await networks.disconnect(cid(2))
+    await engine.close()
+    assert nft("list ruleset") == ""
+
+
+async def failure_of_twin(networks: object) -> str:
+    try:
+        await networks.connect(cid(1), "one")
+    except Conflict as error:
+        return str(error)
+    raise AssertionError("no error")
+
+
+async def restore(root: Path) -> None:
+    """A killed daemon, flushed rules, a deleted bridge: running containers keep their network, the others are freed."""
+    outside = build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    running = await engine.networks.connect(cid(1), "web", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
+    dead = await engine.networks.connect(cid(2), "dead", bindings=[PortBinding(80, "tcp", "", 8081, 8081)])
+    ids = [view.network.id for view in engine.networks.list()]
+    web = attach(running)
+    server = Server(web, 80)
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+    with outside.socket() as established:
+        established.connect((HOST, 8080))
+        engine.die()
+        assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE, "without the daemon"
+
+        engine = Engine(root)
+        await engine.networks.start()
+        assert len(engine.networks.connections()) == 2
+        await engine.networks.restore([cid(1)])
+        assert established.recv(100).decode() == OUTSIDE
+    assert [view.network.id for view in engine.networks.list()] == ids
+    assert engine.networks.connections() == [running]
+    assert engine.networks.connections(cid(1))[0].bridge == running.bridge
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+    with socket.socket() as thief:
+        assert refused(lambda: thief.bind(("0.0.0.0", 8080)))
+        thief.bind(("0.0.0.0", 8081))
+
+    # flushed by hand: the next connect or repair puts everything back
+    nft("flush ruleset")
+    assert await asyncio.to_thread(refused, lambda: ask_tcp(outside, HOST, 8080, 0.3))
+    third = await engine.networks.connect(cid(3), "three", bindings=[PortBinding(80, "tcp", "", 8083, 8083)])
+    assert third.address not in (running.address, dead.address), "an address just given back rests"
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+    nft("flush ruleset")
+    await engine.networks.disconnect(cid(3))
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+    nft("flush ruleset")
+    await engine.networks.repair()
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+
+    # clean stop with a running container: its network stays
+    await engine.close()
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+
+    # a reboot: nothing of the kernel's state is left, nothing runs
+    nft("flush ruleset")
+    with Route() as route:
+        route.delete_link(route.link(running.bridge).index)
+    engine = Engine(root)
+    await engine.networks.start()
+    await engine.networks.restore([])
+    assert engine.networks.connections() == [] and running.bridge in link_names()
+    again = await engine.networks.connect(cid(4), "four")
+    assert again.bridge == running.bridge and again.gateway == running.gateway
+    await engine.networks.disconnect(cid(4))
+    await engine.close()
+    assert nft("list ruleset") == "" and running.bridge not in link_names()
+    del server
+
+
+async def daemons(root: Path) -> None:
+    """Two daemons on one machine take different bridges and subnets, and each finds its own again."""
+    build_outside()
+    root.mkdir()
+    first, second = Engine(root / "a"), Engine(root / "b")
+    await first.networks.start()
+    await second.networks.start()
+    one = await first.networks.connect(cid(1), "one")
+    two = await second.networks.connect(cid(1), "one")
+    assert (one.bridge, two.bridge) == ("tare0", "tare1")
+    assert one.gateway == "172.17.0.1" and two.gateway == "172.18.0.1"
+    assert one.address == "172.17.0.2" and one.mac == "02:42:ac:11:00:02"
+    first.die()
+    port = attach(one)
+    third = Engine(root / "c")
+    await third.networks.start()
+    assert third.networks.get("bridge").network.bridge == "tare2", "a dead daemon's bridge with containers is not taken"
+    first = Engine(root / "a")
+    await first.networks.start()
+    assert first.networks.get("bridge").network.bridge == "tare0"
+    for engine in (first, second, third):
+        await engine.networks.restore([])
+        await engine.close()
+    del port
+    assert nft("list ruleset") == "" and not [name for name in link_names() if name.startswith("tare")]
+
+
+async def options(root: Path) -> None:
+    """--bridge, --bip, --mtu; a foreign bridge is used as it is and never removed."""
+    build_outside()
+    root.mkdir()
+    engine = Engine(root / "a", bip="10.9.0.1/24", mtu=1400)
+    await engine.networks.start()
+    connection = await engine.networks.connect(cid(1), "one")
+    assert connection.cidr == "10.9.0.2/24" and connection.mtu == 1400
+    with Route() as route:
+        assert route.link(connection.bridge).mtu == 1400
+    await engine.networks.disconnect(cid(1))
+    await engine.close()
+    with Route() as route:
+        index = route.add_bridge("br0", up=True)
+        route.add_address(index, "10.8.0.1/29")
+    for _ in range(2):
+        engine = Engine(root / "b", bridge="br0")
+        await engine.networks.start()
+        view = engine.networks.get("bridge").network
+        assert view.subnets[0].subnet == "10.8.0.0/29" and view.bridge == "br0", view
+        taken = [(await engine.networks.connect(cid(n), f"c{n}")).address for n in range(5)]
+        assert taken == [f"10.8.0.{n}" for n in range(2, 7)]
+        try:
+            await engine.networks.connect(cid(9), "c9")
+        except Exception as error:
+            wanted = f"no available IPv4 addresses on this network's address pools: bridge ({view.id})"
+            assert str(error) == wanted, error
+        await engine.networks.restore([])
+        await engine.close()
+        assert "br0" in link_names() and nft("list ruleset") == ""
+    engine = Engine(root / "c", bridge="none")
+    await engine.networks.start()
+    assert [view.network.name for view in engine.networks.list()] == ["host", "none"]
+    plain = await engine.networks.connect(cid(1), "one", network="none")
+    assert not plain.host_link and engine.networks.get("none").connections == [plain]
+    await engine.close()
+    assert not [name for name in link_names() if name.startswith("tare")]
+
+
+async def user_networks(root: Path) -> None:
+    """Networks of the user's own: subnet, static address, isolation from each other, removal, restart."""
+    build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    front = await engine.networks.create("front", subnets=[Subnet("10.77.0.0/24", "", "10.77.0.128/25")], labels={"a": "b"})
+    back = await engine.networks.create("back", internal=True)
+    try:
+        await engine.networks.create("more", subnets=[Subnet("10.77.0.0/16", "")])
+        raise AssertionError("overlap accepted")
+    except Conflict as error:
+        assert "Pool overlaps with other one on this address space" in str(error)
+    one = await engine.networks.connect(cid(1), "one", network="front", ip="10.77.0.5")
+    two = await engine.networks.connect(cid(2), "two", network=front.id[:8])
+    three = await engine.networks.connect(cid(3), "three", network="back")
+    extra = await engine.networks.connect(cid(3), "three")
+    assert (one.address, two.address, extra.interface) == ("10.77.0.5", "10.77.0.128", "eth1")
+    assert extra.sandbox_id == three.sandbox_id and three.gateway == ""
+    first, second, third = attach(one), attach(two), attach(extra)
+    servers = [Server(where, 80) for where in (first, second, third)]
+
+    def blocking() -> None:
+        assert ask_tcp(first, two.address, 80) == one.address
+        assert refused(lambda: ask_tcp(first, extra.address, 80, 0.3)), "networks are isolated"
+
+    await asyncio.to_thread(blocking)
+    try:
+        await engine.networks.remove("front")
+        raise AssertionError("removed in use")
+    except Exception as error:
+        assert "network front has active endpoints (name:" in str(error), error
+    engine.die()
+    engine = Engine(root)
+    await engine.networks.start()
+    await engine.networks.restore([cid(1)])
+    assert engine.networks.get("front").connections == [one]
+    assert [network.name for network in await engine.networks.prune()] == ["back"]
+    await engine.networks.disconnect(cid(1), "front")
+    await engine.networks.remove("front")
+    await engine.close()
+    assert nft("list ruleset") == "" and not link_names() & {front.bridge, back.bridge}
+    del servers
+
+
+async def dropping_host(root: Path) -> None:
+    """A host whose FORWARD chain drops by policy (dockerd, ufw): we are let through; its own drop rules hold."""
+    outside = build_outside()
+    for command in ("-P FORWARD DROP", "-N DOCKER-USER", "-A FORWARD -j DOCKER-USER", "-A DOCKER-USER -p tcp --dport 81 -j DROP"):
+        iptables(command)
+    before = iptables("-S")
+    engine = Engine(root)
+    await engine.networks.start()
+    bindings = [PortBinding(80, "tcp", "", 8080, 8080), PortBinding(81, "tcp", "", 8081, 8081)]
+    web = attach(await engine.networks.connect(cid(1), "web", bindings=bindings))
+    servers = [Server(web, 80), Server(web, 81), Server(outside, 80)]
+    await engine.networks.repair()
+    assert await asyncio.to_thread(ask_tcp, outside, HOST, 8080) == OUTSIDE
+    assert await asyncio.to_thread(ask_tcp, web, OUTSIDE, 80) == HOST
+    assert await asyncio.to_thread(refused, lambda: ask_tcp(outside, HOST, 8081, 0.3)), "the host's own drop rule holds"
+    await engine.networks.disconnect(cid(1))
+    await engine.close()
+    assert iptables("-S") == before
+    del servers
+
+
+async def cost(root: Path) -> None:
+    """Not a check but a measurement: connect and disconnect with a published port."""
+    build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    spans: list[float] = []
+    for number in range(200):
+        begin = time.perf_counter()
+        await engine.networks.connect(cid(number), "c", bindings=[PortBinding(80)])
+        spans.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    for number in range(200):
+        await engine.networks.disconnect(cid(number))
+    print(f"connect {sorted(spans)[100] * 1e3:.2f} ms, worst {max(spans) * 1e3:.2f}; disconnect {(time.perf_counter() - begin) * 5:.2f} ms")
+    begin = time.perf_counter()
+    await engine.close()
+    print(f"close {(time.perf_counter() - begin) * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ NETLINK_EXT_ACK = 11
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
+RTM_SETLINK = 19
 RTM_NEWADDR = 20
 RTM_DELADDR = 21
 RTM_GETADDR = 22
@@ -56,12 +57,14 @@ IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_LINK = 5
 IFLA_MASTER = 10
+IFLA_PROTINFO = 12
 IFLA_LINKINFO = 18
 IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
+IFLA_BRPORT_MODE = 4
 IFLA_BR_STP_STATE = 5
 IFLA_BR_VLAN_FILTERING = 7
 VETH_INFO_PEER = 1
@@ -357,6 +360,12 @@ class Route:
         if ns_fd is not None:
             payload += nl.attribute_u32(IFLA_NET_NS_FD, ns_fd)
         self._request(RTM_NEWLINK, 0, payload, name or _named(index))
+
+    def set_hairpin(self, index: int, on: bool) -> None:
+        """Whether the bridge may send a frame back through the port (the link ``index``) that it came from."""
+        payload = _IFINFO.pack(socket.AF_BRIDGE, 0, index, 0, 0)
+        payload += nl.nested(IFLA_PROTINFO, nl.attribute_u8(IFLA_BRPORT_MODE, int(on)))
+        self._request(RTM_SETLINK, 0, payload, _named(index))
 
     def delete_link(self, index: int) -> None:
         """Delete a link (of a veth pair: both ends). Slow: the kernel waits until nobody uses it."""

@@ -49,7 +49,7 @@ class AttachedNetwork:
         address = IPv4Address(connection.address)
         if address not in self.subnet or address in self.pool:
             return False
-        self.pool.allocate(address)
+        self.pool.adopt(address)
         self.connections[connection.container_id] = connection
         return True
 

@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -194,6 +194,24 @@ def take_down(route: Route, name: str) -> None:
     link = route.link(name)
     if link is not None and link.kind == "bridge":
         route.delete_link(link.index)
+
+
+def filters_bridged() -> bool:
+    """Whether the kernel shows bridged frames to the IP rules (br_netfilter, as Docker and Kubernetes switch it on)."""
+    try:
+        return (SYSCTL / "bridge/bridge-nf-call-iptables").read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def allow_hairpin(host_links: Iterable[str]) -> None:
+    """Let containers reach themselves through their published ports also where bridged frames are filtered: the redirected frame then
+    stays inside the bridge, which by default never sends one back through the port it came from. Links that are gone are skipped."""
+    with Route() as route:
+        for name in host_links:
+            link = route.link(name)
+            if link is not None and link.master:
+                route.set_hairpin(link.index, True)
 
 
 def _set(name: str, value: str) -> bool:

@@ -78,6 +78,12 @@ class Pool:
         self._cursor = number + 1 if number < self._last else self._first
         return IPv4Address(number)
 
+    def adopt(self, address: IPv4Address) -> None:
+        """Take an address that a container has already (after a restart); the next one is sought behind it."""
+        self._take_exact(address)
+        if self._first <= int(address) < self._last:
+            self._cursor = max(self._cursor, int(address) + 1)
+
     def _next_free(self) -> int | None:
         span = self._last - self._first + 1
         for step in range(span):

@@ -97,10 +97,10 @@ def parse_bindings(bindings: Mapping[str, Sequence[Mapping[str, str]] | None]) -
 
 
 def publish_all(exposed: Iterable[str], bindings: Sequence[PortBinding] = ()) -> tuple[PortBinding, ...]:
-    """Requests for every exposed port (``-P``) that ``bindings`` does not publish already."""
+    """``-P``: the given bindings, and a free host port for every exposed port that they do not publish."""
     known = {(binding.container_port, binding.protocol) for binding in bindings}
     wanted = {(port, protocol) for ports, protocol in map(parse_port, exposed) for port in ports}
-    return tuple(PortBinding(port, protocol) for port, protocol in sorted(wanted - known))
+    return (*bindings, *(PortBinding(port, protocol) for port, protocol in sorted(wanted - known)))
 
 
 def _host_address(text: str) -> str:

@@ -135,6 +135,8 @@ class Networks:
         async with self._lock:
             for attached in self._attached.values():
                 await self._bring_up(attached)
+        for container_id in {connection.container_id for connection in self.connections()}:
+            self.attached(container_id)
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -181,6 +183,15 @@ class Networks:
                 connection = self._connect_bridge(self._require(record), connection, bindings, mac, ip)
             self._announce("connect", connection)
             return connection
+
+    def attached(self, container_id: str) -> None:
+        """To be called when the task of a container has started: finishes what needs its link on the host to exist. Quick."""
+        links = [c.host_link for c in self.connections(container_id) if c.ports and c.host_link]
+        if links and kernel.filters_bridged():
+            try:
+                kernel.allow_hairpin(links)
+            except OSError as error:
+                self._warn(f"container {container_id[:12]} does not reach its own published ports: {error.strerror or error}")
 
     async def disconnect(self, container_id: str, network: str | None = None) -> None:
         """Take a container out of one network, or out of all. Unknown ones are no error."""

@@ -1,0 +1,21 @@
+"""Networking against the kernel: each scenario in a process and a network namespace of its own (see networks_world.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.root
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    "scenario", ["traffic", "hairpin", "conflicts", "restore", "daemons", "options", "user_networks", "dropping_host"]
+)
+def test_scenario(scenario: str, tmp_path: Path) -> None:
+    command = ["unshare", "-n", sys.executable, "-X", "faulthandler", str(HERE / "networks_scenarios.py"), scenario]
+    done = subprocess.run([*command, str(tmp_path / "root")], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
