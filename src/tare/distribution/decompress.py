@@ -19,7 +19,7 @@ import lzma
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tare.errors import Corrupt, ResourceExhausted
+from tare.errors import Corrupt
 
 CHUNK = 1 << 20
 BOMB_FLOOR = 8 << 30
@@ -32,7 +32,7 @@ _ZSTD_WINDOW = 128 << 20
 def decompress(source: Iterable[bytes], what: str, found: Callable[[str], None] | None = None) -> Iterator[bytes]:
     """The plain bytes of ``source``; ``what`` names it in errors, ``found`` learns the compression's name.
 
-    Raises ``Corrupt`` for broken data and ``ResourceExhausted`` for a decompression bomb.
+    Raises ``Corrupt`` for broken data and for a decompression bomb.
     """
     feed = _Feed(source)
     name = sniff(feed.peek(6))
@@ -43,7 +43,7 @@ def decompress(source: Iterable[bytes], what: str, found: Callable[[str], None] 
         for chunk in _DECODERS[name](feed):
             produced += len(chunk)
             if produced > BOMB_FLOOR and produced > BOMB_RATIO * feed.consumed:
-                raise ResourceExhausted(f"{what} unpacks to more than {produced} bytes from {feed.consumed}: refused as decompression bomb")
+                raise Corrupt(f"{what} unpacks to more than {produced} bytes from {feed.consumed}: refused as decompression bomb")
             yield chunk
     except _decoder_errors() as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -16,8 +16,6 @@ from urllib.request import getproxies, proxy_bypass
 from tare.errors import InvalidArgument
 from tare.oci.reference import DEFAULT_DOMAIN
 
-HUB_HOST = "registry-1.docker.io"
-
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -36,6 +34,10 @@ class Endpoint:
         return not self.mirror
 
 
+HUB = Endpoint("registry-1.docker.io")
+"""Docker Hub, which serves ``docker.io``."""
+
+
 @dataclass(frozen=True)
 class RegistryPolicy:
     """The daemon's settings that concern registries; validated on construction."""
@@ -52,7 +54,7 @@ class RegistryPolicy:
         if domain != DEFAULT_DOMAIN:
             return (self._endpoint(domain),)
         mirrors = tuple(_mirror_endpoint(mirror, self.is_insecure(_mirror_host(mirror))) for mirror in self.mirrors)
-        return (*mirrors, Endpoint(HUB_HOST))
+        return (*mirrors, HUB)
 
     def is_insecure(self, host: str) -> bool:
         """Whether ``host`` may be reached without verified TLS."""

@@ -21,12 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tare.distribution.channel import Broken, Channel
 from tare.distribution.decompress import decompress
 from tare.distribution.progress import Progress, Report
-from tare.errors import Corrupt, NotFound, ResourceExhausted, TareError, Unavailable
+from tare.errors import Corrupt, ResourceExhausted, TareError, Unavailable
 from tare.oci.digest import Digest
 from tare.oci.image import Descriptor
 from tare.store.content import ContentStore, Ingest
@@ -44,7 +44,9 @@ STAGES = 3
 _READ = 1 << 20
 _REPORT_INTERVAL = 0.1
 
-_T = TypeVar("_T")
+
+class _DamagedPartial(Exception):
+    """What an earlier pull left of the blob turned out to be wrong: fetch all of it again."""
 
 
 class LayerTransfer:
@@ -65,11 +67,16 @@ class LayerTransfer:
         self._layers = layers
         self._pool = pool
         self._report = report
+        self._last_report = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
         self._to_blob = Channel(COMPRESSED_LIMIT)
         self._to_inflate = Channel(COMPRESSED_LIMIT)
         self._to_layer = Channel(PLAIN_LIMIT)
         self._blob_safe = threading.Event()
-        self._last_report = 0.0
+        self._broke_off = False
+        """The download ended early: what has arrived of the blob is still written, for the next pull."""
 
     async def run(self, repository: Repository) -> None:
         """Bring the layer in. On return blob and layer are complete and durable."""
@@ -87,8 +94,14 @@ class LayerTransfer:
         self._say("Pull complete")
 
     async def _from_registry(self, repository: Repository) -> None:
-        size = self._descriptor.size
-        ingest = await self._thread(lambda: self._content.ingest(self._descriptor.digest, size))
+        try:
+            await self._receive(repository)
+        except _DamagedPartial:
+            self._reset()
+            await self._receive(repository)
+
+    async def _receive(self, repository: Repository) -> None:
+        ingest = await self._begin()
         start = ingest.offset
         try:
             await self._line(
@@ -97,11 +110,26 @@ class LayerTransfer:
                 lambda: self._inflate(_partial_then(ingest.path, start, self._to_inflate)),
                 self._index,
             )
-        except (Unavailable, NotFound, ResourceExhausted, asyncio.CancelledError):
-            await self._thread(ingest.suspend)
+        except (Unavailable, ResourceExhausted, asyncio.CancelledError):
+            if ingest.offset:
+                ingest.suspend()
+            else:
+                ingest.abort()
             raise
-        except BaseException:
-            await self._thread(ingest.abort)
+        except BaseException as error:
+            ingest.abort()
+            if start and isinstance(error, Corrupt):
+                raise _DamagedPartial from error
+            raise
+
+    async def _begin(self) -> Ingest:
+        """Open the ingest in a thread (it reads what an earlier pull left); if we are cancelled meanwhile, it is let go."""
+        opening = self._pool.submit(self._content.ingest, self._descriptor.digest, self._descriptor.size)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            if not opening.cancel():
+                opening.add_done_callback(lambda done: None if done.exception() else done.result().suspend())
             raise
 
     async def _from_content(self) -> None:
@@ -136,13 +164,26 @@ class LayerTransfer:
             raise
 
     def _break(self) -> None:
-        for channel in (self._to_blob, self._to_inflate, self._to_layer):
-            channel.break_()
+        if not self._broke_off:
+            self._to_blob.break_()
+        self._to_inflate.break_()
+        self._to_layer.break_()
         self._blob_safe.set()
 
     async def _feed(self, repository: Repository, offset: int) -> None:
+        """Bring in the blob from ``offset`` on; whatever stops it, what did arrive reaches the blob stage."""
+        try:
+            await self._download(repository, offset)
+        except BaseException:
+            self._broke_off = True
+            self._to_blob.close()
+            raise
+        self._to_blob.close()
+        self._to_inflate.close()
+
+    async def _download(self, repository: Repository, offset: int) -> None:
         """Download from ``offset`` to the end, through as many connections as it takes."""
-        from tare.distribution.remote import backoff
+        from tare.distribution.remote import PATIENCE, backoff
 
         size, failed = self._descriptor.size, 0
         while offset < size:
@@ -153,28 +194,30 @@ class LayerTransfer:
                     async for chunk in stream.chunks:
                         fresh = chunk[skip:] if skip else chunk
                         skip = max(0, skip - len(chunk))
-                        offset += len(fresh)
-                        if offset > size:
-                            raise Corrupt(f"blob {self._descriptor.digest}: longer than the {size} bytes it should have")
                         if fresh:
-                            await self._to_inflate.put_async(fresh)
-                            await self._to_blob.put_async(fresh)
-                            self._downloaded(offset)
+                            offset += len(fresh)
+                            await self._put(fresh, offset)
                 if offset < size:
                     raise Unavailable(f"blob {self._descriptor.digest}: broke off at byte {offset} of {size}")
             except (Unavailable, ResourceExhausted) as error:
                 failed = 1 if offset > before else failed + 1
                 wait = getattr(error, "wait", 0.0)
-                if failed >= ATTEMPTS or not 0 <= wait <= 20:
+                if failed >= ATTEMPTS or not 0 <= wait <= PATIENCE:
                     raise
-                self._say("Retrying")
                 await asyncio.sleep(max(wait, backoff(failed - 1)))
-        self._to_blob.close()
-        self._to_inflate.close()
+
+    async def _put(self, chunk: bytes, offset: int) -> None:
+        if offset > self._descriptor.size:
+            raise Corrupt(f"blob {self._descriptor.digest}: longer than the {self._descriptor.size} bytes it should have")
+        await self._to_inflate.put_async(chunk)
+        await self._to_blob.put_async(chunk)
+        self._downloaded(offset)
 
     def _store_blob(self, ingest: Ingest) -> None:
         for chunk in self._to_blob:
             ingest.write(chunk)
+        if self._broke_off:
+            return
         ingest.commit()
         self._blob_safe.set()
 
@@ -206,9 +249,6 @@ class LayerTransfer:
     def _say(self, status: str, current: int | None = None) -> None:
         total = None if current is None else self._descriptor.size
         self._report(Progress(status, self._descriptor.digest.short, current, total))
-
-    async def _thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
 async def _settle(running: list[asyncio.Future[None]]) -> list[BaseException]:

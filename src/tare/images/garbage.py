@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -47,21 +47,22 @@ class Garbage:
         """The diff_ids that containers need, running or not."""
 
     @asynccontextmanager
-    async def pins(self) -> AsyncIterator[Callable[[Iterable[Digest]], Awaitable[None]]]:
-        """A function that pins digests until the context ends."""
-        mine: list[str] = []
-
-        async def pin(digests: Iterable[Digest]) -> None:
-            async with self._lock:
-                fresh = list(digests)
-                self._pinned.update(fresh)
-                mine.extend(fresh)
-
+    async def pins(self) -> AsyncIterator[Pins]:
+        """Pins that hold until the context ends."""
+        pins = Pins(self)
         try:
-            yield pin
+            yield pins
         finally:
-            self._pinned.subtract(mine)
-            self._pinned += Counter()  # drops the zeros
+            self._unpin(pins)
+
+    async def _pin(self, digests: list[str]) -> None:
+        async with self._lock:
+            self._pinned.update(digests)
+
+    def _unpin(self, pins: Pins) -> None:
+        self._pinned.subtract(pins.held)
+        self._pinned += Counter()  # drops the zeros
+        pins.held = []
 
     async def collect(self, blobs: Iterable[str], layers: Iterable[str]) -> Freed:
         """Delete those of ``blobs`` and ``layers`` (diff_ids) that nothing needs."""
@@ -96,3 +97,23 @@ class Garbage:
         for digest in blobs:
             freed += self._content.delete(digest)
         return Freed(frozenset(gone), freed)
+
+
+class Pins:
+    """Digests that one piece of work relies on."""
+
+    def __init__(self, garbage: Garbage) -> None:
+        self._garbage = garbage
+        self.held: list[str] = []
+
+    async def add(self, digests: Iterable[Digest]) -> None:
+        """Protect these blobs and layers from now on."""
+        fresh = [str(digest) for digest in digests]
+        await self._garbage._pin(fresh)
+        self.held += fresh
+
+    async def drop(self) -> None:
+        """Give the work up: delete what was pinned here unless somebody else needs it."""
+        held = self.held
+        self._garbage._unpin(self)
+        await self._garbage.collect(held, held)

@@ -23,7 +23,7 @@ from tare.distribution.endpoints import RegistryPolicy, check_insecure
 from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.registry import Pulled, Registry
 from tare.distribution.sharing import SharedTasks
-from tare.errors import Corrupt, InvalidArgument, NotFound
+from tare.errors import Corrupt, InvalidArgument, NotFound, Unsupported
 from tare.events import EventBus
 from tare.images.changes import apply_changes
 from tare.images.filters import select
@@ -154,7 +154,12 @@ class Images:
         before = self._names.find(reference)
         report(Progress(f"Pulling from {reference.repository.familiar_name}", reference.digest or reference.tag or ""))
         async with self._garbage.pins() as pin:
-            pulled = await self.registry.pull(reference, platform, credentials, report, pin)
+            try:
+                pulled = await self.registry.pull(reference, platform, credentials, report, pin.add)
+            except (Corrupt, InvalidArgument, NotFound, Unsupported):
+                # Asking again will not help: keep nothing. After a network failure what is complete waits for the next try.
+                await pin.drop()
+                raise
             self._record_pulled(pulled)
         image = self._image(pulled.image_id)
         name = reference.familiar()
@@ -196,7 +201,7 @@ class Images:
         container = apply_changes(ContainerConfig(), changes)
         async with self._garbage.pins() as pin:
             layer = await import_layer(self._layers, source)
-            await pin([layer.diff_id])
+            await pin.add([layer.diff_id])
             if not self._layers.has(layer.diff_id):
                 raise Corrupt(f"layer {layer.diff_id} was removed while it was being imported: try again")
             now = _now()
@@ -224,7 +229,7 @@ class Images:
         raw = encode(config)
         image_id = Digest.of(raw)
         async with self._garbage.pins() as pin:
-            await pin([image_id, *config.diff_ids])
+            await pin.add([image_id, *config.diff_ids])
             self._content.put(raw, image_id)
             record = ImageRecord(
                 diff_ids=[str(diff_id) for diff_id in config.diff_ids],

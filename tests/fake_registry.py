@@ -1,0 +1,106 @@
+"""A registry for tests that can be told to misbehave, on aiohttp.web: it truncates, lies, refuses, redirects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from image_builder import BuiltImage, sha256
+
+Fault = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+
+
+@dataclass
+class FakeRegistry:
+    """What it serves and how. ``faults`` may answer a request first; return ``None`` to let the registry answer."""
+
+    address: str = ""
+    manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    ranges: bool = True
+    chunk: int = 64 << 10
+    delay: float = 0.0
+    requests: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Method, path with query, Authorization, Range."""
+
+    def add(self, image: BuiltImage, name: str = "app", tag: str = "latest") -> BuiltImage:
+        self.manifests[f"{name}:{tag}"] = self.manifests[f"{name}:{image.digest}"] = (image.manifest, image.media_type)
+        self.blobs.update(image.blobs)
+        return image
+
+    def add_document(self, raw: bytes, media_type: str, name: str = "app", tag: str = "latest") -> str:
+        self.manifests[f"{name}:{tag}"] = self.manifests[f"{name}:{sha256(raw)}"] = (raw, media_type)
+        return sha256(raw)
+
+    def asked(self, part: str, method: str = "GET") -> list[tuple[str, str, str, str]]:
+        """The requests whose path has ``part`` in it."""
+        return [request for request in self.requests if request[0] == method and part in request[1]]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        headers = request.headers
+        self.requests.append((request.method, request.path_qs, headers.get("Authorization", ""), headers.get("Range", "")))
+        for fault in self.faults:
+            answer = await fault(request)
+            if answer is not None:
+                return answer
+        path = request.path
+        if path == "/v2/":
+            return web.json_response({})
+        name, _, reference = path.removeprefix("/v2/").partition("/manifests/")
+        if reference:
+            return self._manifest(name, reference)
+        name, _, digest = path.removeprefix("/v2/").partition("/blobs/")
+        if digest in self.blobs:
+            return await self.serve_blob(request, self.blobs[digest])
+        return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+
+    def _manifest(self, name: str, reference: str) -> web.Response:
+        found = self.manifests.get(f"{name}:{reference}")
+        if found is None:
+            known = any(key.startswith(f"{name}:") for key in self.manifests)
+            return error(404, "MANIFEST_UNKNOWN" if known else "NAME_UNKNOWN", "manifest unknown" if known else "")
+        return web.Response(body=found[0], content_type=found[1], headers={"Docker-Content-Digest": sha256(found[0])})
+
+    async def serve_blob(self, request: web.Request, data: bytes, announce: int | None = None) -> web.StreamResponse:
+        """Send ``data`` (or the asked range of it), in chunks; ``announce`` is a Content-Length that may be a lie."""
+        start = 0
+        wanted = request.headers.get("Range", "")
+        if self.ranges and wanted.startswith("bytes="):
+            start = int(wanted[6:].partition("-")[0])
+        response = web.StreamResponse(status=206 if start else 200)
+        response.content_length = len(data) - start if announce is None else announce
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        await response.prepare(request)
+        for position in range(start, len(data), self.chunk):
+            await response.write(data[position : position + self.chunk])
+            if self.delay:
+                await asyncio.sleep(self.delay)
+        return response
+
+
+def error(status: int, code: str, message: str, **headers: str) -> web.Response:
+    document = {"errors": [{"code": code, "message": message, "detail": None}]}
+    return web.json_response(document, status=status, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+@asynccontextmanager
+async def serving(registry: FakeRegistry | None = None, ssl: object = None) -> AsyncIterator[FakeRegistry]:
+    """Serve on a free loopback port; ``address`` then is ``127.0.0.1:PORT``."""
+    found = registry or FakeRegistry()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", found.handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl)  # type: ignore[arg-type]
+        await site.start()
+        found.address = f"127.0.0.1:{runner.addresses[0][1]}"
+        yield found
+    finally:
+        await runner.cleanup()
