@@ -160,24 +160,22 @@ def overlay(lower: Iterable[str], upper: str, work: str, options: Iterable[str] 
 
     try:
         with Filesystem("overlay") as context:
-            context.set("source", "overlay")
             try:
+                context.set("source", "overlay")
                 for path in paths:
                     context.set("lowerdir+", short(path))
-            except OSError as error:
-                if error.errno != errno.EINVAL or descriptors or paths.index(path):
-                    raise
-                return _overlay_by_string(paths, upper, work, options, attributes)
-            context.set("upperdir", short(upper))
-            context.set("workdir", short(work))
-            context.set_options(options)
-            try:
+                context.set("upperdir", short(upper))
+                context.set("workdir", short(work))
+                context.set_options(options)
                 return context.mount(attributes)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                # Before 6.5 overlay takes any parameter and looks at them only here.
-                return _overlay_by_string(paths, upper, work, options, attributes)
+                # Before 6.5 overlay takes any parameter and looks at them only at the end, or when they fill a page.
+                try:
+                    return _overlay_by_string(paths, upper, work, options, attributes)
+                except OSError:
+                    raise error from None
     finally:
         for fd in descriptors:
             os.close(fd)
