@@ -359,6 +359,32 @@ class LayerDriverContract:
         shown = driver.acquire([layer.diff_id])[0]
         assert os.listxattr(shown / "d") == ["user.fine"]
 
+    def test_extreme_values(self, driver: LayerDriver) -> None:
+        shown = self.view(
+            driver,
+            pack(
+                file("far", mtime_ns=10**27), file("before", mtime_ns=-(10**18)), file("nobody", uid=0xFFFFFFFE, gid=0xFFFFFFFE),
+                file("x", xattrs={b"user.%d" % index: b"v" * 100 for index in range(20)}),
+            ),
+        )  # fmt: skip
+        assert (shown / "far").stat().st_mtime > 2**33
+        assert (shown / "nobody").stat().st_uid == 0xFFFFFFFE
+        assert len(os.listxattr(shown / "x")) == 20
+        with driver.writer() as layer, pytest.raises(InvalidArgument, match="65536 bytes of extended attributes"):
+            layer.write(pack(file("x", xattrs={b"user.%d" % index: bytes(60000) for index in range(2)})))
+
+    def test_private_directories_under_a_lax_umask(self, tmp_path: Path) -> None:
+        old = os.umask(0)
+        try:
+            driver = self.make(tmp_path)
+            store(driver, pack(file("a", b"1")))
+        finally:
+            os.umask(old)
+        for path in ("data", "data/layers", "exec", "exec/layers"):
+            assert stat.S_IMODE((tmp_path / path).stat().st_mode) & 0o066 == 0, path
+        assert stat.S_IMODE((tmp_path / "data/layers" / self.driver_name).stat().st_mode) == 0o700
+        assert stat.S_IMODE((tmp_path / "exec/layers" / self.driver_name).stat().st_mode) == 0o700
+
     def test_limits(self, driver: LayerDriver, tmp_path: Path) -> None:
         limits = Limits(entries=5, path=300, depth=10, extension=2000, metadata=3000, total=20000)
         small = type(driver)(tmp_path / "data", tmp_path / "exec", limits)

@@ -198,6 +198,7 @@ def test_numbers() -> None:
         (b"22 GNU.sparse.map=0,5\n", "sparse map"),
         (b"22 uid=99999999999999\n", "out of range"),
         (b"9 path=\0\n", "NUL in a name"),
+        (b"27 mtime=999999999999999999\n", "PAX record"),
     ],
 )
 def test_bad_pax_headers_name_the_place(records: bytes, text: str) -> None:
@@ -215,6 +216,16 @@ def test_global_headers_and_what_follows_the_end_are_ignored() -> None:
     head = carrier.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0")
     data = head + writer.header(Entry(b"f", Kind.FILE)) + writer.END + b"junk" * 500
     assert [entry.name for entry, _ in parse(data, 100)] == [b"f"]
+
+
+def test_impossible_times_and_owners_are_refused() -> None:
+    for start, text in ((136, "time is out of range"), (108, "owner .* is out of range")):
+        block = bytearray(writer.header(Entry(b"f", Kind.FILE)))
+        block[start : start + 8] = b"\x80\x7f" + bytes(6)
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        with pytest.raises(Corrupt, match=text):
+            parse(bytes(block))
 
 
 def test_data_after_one_zero_block_is_refused() -> None:

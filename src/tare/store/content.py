@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 from tare.errors import Conflict, Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.oci.digest import LENGTHS, Digest
-from tare.store.durability import sync_directory, write_all
+from tare.store.durability import make_directory, sync_directory, write_all
 
 _CHUNK = 1 << 20
 _FLUSH_EVERY = 16 << 20
@@ -108,7 +108,7 @@ class Ingest:
             try:
                 os.fchmod(self._file, 0o444)
                 os.fsync(self._file)
-                self._target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(self._target.parent)
                 self._path.rename(self._target)
                 sync_directory(self._target.parent)
             except OSError as error:
@@ -153,7 +153,7 @@ class ContentStore:
         self._blobs = root / "blobs"
         self._ingests = root / "ingest"
         for directory in (self._blobs, self._blobs / "sha256", self._ingests):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(directory)
         self._lock = threading.Lock()
         self._active: set[Digest] = set()
 
@@ -197,7 +197,7 @@ class ContentStore:
         if target.exists():
             os.utime(target)
             return digest
-        target.parent.mkdir(mode=0o700, exist_ok=True)
+        make_directory(target.parent)
         temporary = self._ingests / f"put-{threading.get_ident()}-{time.monotonic_ns()}"
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)

@@ -53,6 +53,17 @@ def sync_filesystem(path: Path) -> None:
         os.close(directory)
 
 
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory and what is missing above it (0711: passable, not readable), also under a lax umask. Idempotent."""
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_directory(path.parent, 0o711)
+        path.mkdir(mode, exist_ok=True)
+
+
 def replace_file(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
     """Give ``path`` new content, all or nothing."""
     temporary = path.with_name(f".{path.name}.new")

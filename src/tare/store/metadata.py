@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from tare.errors import Conflict, Corrupt, ResourceExhausted, TareError, Unsupported
+from tare.store.durability import make_directory
 
 KINDS = ("containers", "networks", "volumes", "images", "tags", "endpoints", "leases", "builds")
 
@@ -128,7 +129,7 @@ class Metadata:
         self._depth = 0
         self._writes = 0
         self._checkpointing: threading.Thread | None = None
-        path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_directory(path.parent, 0o711)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10, cached_statements=256)
         self._connection = connection
         try:

@@ -30,7 +30,7 @@ from tare.linux.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR
 from tare.linux.mount import Filesystem, overlay
 from tare.oci.digest import Digest
 from tare.store.changes import Change, compare, tar_tree
-from tare.store.durability import remove_tree
+from tare.store.durability import make_directory, remove_tree
 from tare.store.layers.driver import LayerDriver
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -56,7 +56,7 @@ class Snapshots:
         self._lock = threading.Lock()
         self._held: dict[str, tuple[SnapshotRoot, tuple[Digest, ...]]] = {}
         for directory in (self._root, self._trash):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(directory)
 
     def path(self, id: str) -> Path:
         """The snapshot's directory, existing or not."""

@@ -33,9 +33,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tare.errors import Conflict, Corrupt, NotFound, ResourceExhausted, TareError
+from tare.errors import Conflict, Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.oci.digest import Digest
-from tare.store.durability import remove_tree, replace_file, start_writeback, sync_directory, sync_filesystem, write_all
+from tare.store.durability import make_directory, remove_tree, replace_file, start_writeback, sync_directory, sync_filesystem, write_all
 from tare.store.layers.extract import extract
 from tare.store.layers.tree import Tree
 from tare.store.tar.entry import BLOCK, DEFAULT_LIMITS, Entry, Limits
@@ -144,8 +144,6 @@ class LayerDriver(ABC):
     name: ClassVar[str]
     keeps_tar: ClassVar[bool] = False
     """Whether layers normally stay tars."""
-    stacked: ClassVar[bool] = True
-    """Whether a root file system is an overlay over the layers' directories; otherwise it is a copy."""
 
     def __init__(self, root: Path, exec_root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self._root = root / "layers" / self.name
@@ -156,7 +154,7 @@ class LayerDriver(ABC):
         self._shorts: dict[Digest, str] = {}
         self._counts: dict[Digest, int] = {}
         for directory in (self._root, self._root / "sha256", self._root / "l", self._root / "empty", self._exec):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(directory)
         (self._root / "empty").chmod(0o755)
         remove_tree(self._root / "tmp")
         (self._root / "tmp").mkdir(mode=0o700)
@@ -233,6 +231,8 @@ class LayerDriver(ABC):
         """A full disk as an error for users; anything else as it is."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return ResourceExhausted(f"no space left on device while storing a layer: free some space under {self._root}")
+        if error.errno == errno.EFBIG:
+            return InvalidArgument(f"a file of the layer is larger than the file system of {self._root} allows")
         return error
 
     def publish(self, writer: LayerWriter, diff_id: Digest) -> Layer:

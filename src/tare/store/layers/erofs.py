@@ -18,7 +18,7 @@ from tare.linux import libc
 from tare.linux.constants import MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, O_PATH
 from tare.linux.mount import FSCONFIG_STRING_LIMIT, Filesystem, move_mount
 from tare.oci.digest import Digest
-from tare.store.durability import remove_tree, write_all
+from tare.store.durability import make_directory, remove_tree, write_all
 from tare.store.layers import erofs_image
 from tare.store.layers.driver import Layer, LayerDriver, LayerWriter
 from tare.store.layers.overlay import probe_overlay
@@ -95,8 +95,8 @@ class ErofsDriver(LayerDriver):
         scratch = None
         point = None
         try:
-            root.mkdir(mode=0o711, parents=True, exist_ok=True)
-            (exec_root / "layers").mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(root, 0o711)
+            make_directory(exec_root / "layers")
             scratch = Path(tempfile.mkdtemp(prefix=".probe-", dir=root))
             point = Path(tempfile.mkdtemp(prefix=".probe-", dir=exec_root / "layers"))
             tree = Tree()

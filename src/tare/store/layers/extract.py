@@ -16,7 +16,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from tare.errors import Corrupt
+from tare.errors import Corrupt, InvalidArgument
 from tare.linux.constants import O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from tare.linux.mount import openat2
 from tare.store.layers.tree import Node, Tree
@@ -199,5 +199,8 @@ def _set_xattrs(target: int | str | bytes, xattrs: dict[bytes, bytes], *, follow
             else:
                 os.setxattr(target, key, value, follow_symlinks=follow)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+                shown = os.fsdecode(key)
+                raise InvalidArgument(f"extended attribute {shown!r} of {len(value)} bytes does not fit on this file system") from error
             if error.errno not in _UNSUPPORTED or key.startswith(b"trusted.overlay."):
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from tare.errors import Unsupported
 from tare.linux.mount import overlay
 from tare.oci.digest import Digest
-from tare.store.durability import remove_tree
+from tare.store.durability import make_directory, remove_tree
 from tare.store.layers.driver import LayerDriver, LayerWriter
 
 
@@ -23,7 +23,7 @@ def probe_overlay(lower: Path, scratch: Path, driver: str) -> None:
     except OSError as error:
         raise Unsupported(
             f"storage driver {driver} is impossible under {scratch.parent}: overlayfs cannot be mounted there ({error}); "
-            "use a data root on ext4, xfs, btrfs or tmpfs, or --storage-driver vfs"
+            "use a data root on ext4, xfs, btrfs or tmpfs (not on another overlay)"
         ) from error
     try:
         os.mkdir("written", dir_fd=mounted)
@@ -40,7 +40,7 @@ class OverlayDriver(LayerDriver):
 
     @classmethod
     def probe(cls, root: Path, exec_root: Path) -> None:
-        root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_directory(root, 0o711)
         scratch = Path(tempfile.mkdtemp(prefix=".probe-", dir=root))
         try:
             (scratch / "lower").mkdir()

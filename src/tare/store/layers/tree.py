@@ -28,6 +28,8 @@ _WHITEOUT = b".wh."
 _AUFS = b".wh..wh."
 _OPAQUE_NAME = b".wh..wh..opq"
 _MAX_HOPS = 40
+_MAX_XATTRS = 65536
+"""Bytes of attributes on one inode; a kernel lists no more (XATTR_LIST_MAX)."""
 _XATTRS = re.compile(rb"(?!(?:trusted|user)\.overlay\.)(?:user|trusted|security)\..+|system\.posix_acl_(?:access|default)", re.DOTALL)
 """Attributes that a layer may carry: those that every file system for layers can hold, less overlayfs's own."""
 _SPECIAL = (b"", b".", b"..")
@@ -208,6 +210,8 @@ class Tree:
 
     def _keep(self, xattrs: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
         kept = {}
+        if sum(map(len, xattrs)) + sum(map(len, xattrs.values())) > _MAX_XATTRS:
+            raise InvalidArgument(f"an entry has more than {_MAX_XATTRS} bytes of extended attributes")
         for key, value in xattrs.items():
             if not _XATTRS.fullmatch(key) or len(key) > 255 or len(value) > 65535:
                 self.dropped.add(key)

@@ -52,7 +52,7 @@ def time_ns(raw: bytes) -> int:
     """A PAX time (decimal seconds with an optional fraction and sign) in nanoseconds, exact, truncated towards minus infinity."""
     negative = raw.startswith(b"-")
     whole, dot, fraction = raw[1 if negative else 0 :].partition(b".")
-    if not whole.isdigit() or len(whole) > 18 or (dot and fraction and not fraction.isdigit()):
+    if not whole.isdigit() or len(whole) > 19 or (dot and fraction and not fraction.isdigit()):
         raise ValueError("time is not decimal")
     value = int(whole) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
     return -value if negative else value

@@ -42,6 +42,7 @@ _KINDS = {
 _XATTR = b"SCHILY.xattr."
 _MAX_ID = 0xFFFFFFFE
 _MAX_SIZE = (1 << 63) - 1
+_MAX_TIME = (1 << 62) * 1_000_000_000
 
 
 class Parser:
@@ -217,6 +218,12 @@ class Parser:
             self._apply(entry, self._pax)
         if kind == b"\0" and entry.name.endswith(b"/"):
             entry.kind = Kind.DIRECTORY
+        if not 0 <= entry.uid <= _MAX_ID or not 0 <= entry.gid <= _MAX_ID:
+            raise ValueError(f"owner {entry.uid}:{entry.gid} is out of range")
+        if not 0 <= entry.size <= _MAX_SIZE:
+            raise ValueError("size is out of range")
+        if abs(entry.mtime_ns) > _MAX_TIME:
+            raise ValueError("time is out of range")
         return entry
 
     def _apply(self, entry: Entry, pax: dict[bytes, bytes]) -> None:
@@ -245,11 +252,7 @@ class Parser:
                 entry.name = value
 
     def _finish(self, entry: Entry, after: int) -> Entry | None:
-        """Check the entry, then deliver it or first collect the sparse map at the beginning of its body."""
-        if not 0 <= entry.uid <= _MAX_ID or not 0 <= entry.gid <= _MAX_ID:
-            raise ValueError(f"owner {entry.uid}:{entry.gid} is out of range")
-        if not 0 <= entry.size <= _MAX_SIZE:
-            raise ValueError("size is out of range")
+        """Deliver the entry, or first collect the sparse map at the beginning of its body."""
         if entry.kind is not Kind.FILE:
             entry.size = 0
         pax = self._pax
@@ -317,17 +320,21 @@ class Parser:
         body = entry.size
         entry.size = numbers.decimal(pax.get(b"GNU.sparse.realsize", b""))
         text = bytearray()
+        lines = 0
 
         def mapped(data: bytes, end: int) -> Entry | None:
-            nonlocal text
-            text += data
+            nonlocal lines
+            text.extend(data)
+            lines += data.count(b"\n")
             if len(text) > min(body, self._limits.extension):
                 raise ValueError("sparse map does not fit the entry")
-            lines = bytes(text).split(b"\n")
-            if len(lines) < 2 or len(lines) < 2 + 2 * numbers.decimal(lines[0]):
+            if not lines:
+                return None
+            count = numbers.decimal(bytes(text[: text.index(b"\n")]))
+            if lines < 1 + 2 * count:
                 return None
             stored = body - len(text)
-            flat = [numbers.decimal(line) for line in lines[1 : 1 + 2 * int(lines[0])]]
+            flat = [numbers.decimal(line) for line in bytes(text).split(b"\n")[1 : 1 + 2 * count]]
             entry.sparse = numbers.sparse_regions(flat, stored, entry.size)
             return self._deliver(entry, stored, end)
 
