@@ -309,7 +309,7 @@ class RuntimeDriver:
         if self._launcher is None or not self._launcher.alive:
             if self._launcher is not None:
                 self._launcher.sock.close()
-            self._launcher = spawn(self.cgroup_parent, self._spares)
+            self._launcher = spawn(str(self.exec_root), self.cgroup_parent, self._spares)
             self._launcher.sock.setblocking(False)
 
     @property

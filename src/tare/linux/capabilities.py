@@ -49,7 +49,7 @@ def mask(numbers: Iterable[int]) -> int:
 
 def held_permitted() -> int:
     """The calling thread's permitted set."""
-    data = libc.capget(struct.pack("=Ii", _VERSION_3, 0), 24)
+    data = libc.capget(struct.pack("=Ii", _VERSION_3, 0))
     return int.from_bytes(data[4:8], "little") | int.from_bytes(data[16:20], "little") << 32
 
 

@@ -22,6 +22,10 @@ c_char_p = ctypes.c_char_p
 c_void_p = ctypes.c_void_p
 
 
+# For results. One for all, made once: a ctypes array type is made anew for every new buffer, which costs more than any of these calls.
+_buffer = ctypes.create_string_buffer(256)
+
+
 def _symbol(name: str, *argtypes: Any) -> Any:
     function = getattr(_libc, name)
     function.restype = c_int
@@ -39,6 +43,7 @@ _sethostname = _symbol("sethostname", c_char_p, ctypes.c_size_t)
 _setdomainname = _symbol("setdomainname", c_char_p, ctypes.c_size_t)
 _capset = _symbol("capset", c_void_p, c_void_p)
 _capget = _symbol("capget", c_void_p, c_void_p)
+_malloc_trim = _symbol("malloc_trim", ctypes.c_size_t) if hasattr(_libc, "malloc_trim") else None
 _fstatfs = _symbol("fstatfs", c_int, c_void_p)
 _syscall = _libc.syscall
 _syscall.restype = c_long
@@ -113,22 +118,26 @@ def setdomainname(name: bytes) -> None:
 
 
 def capset(header: bytes, data: bytes) -> None:
-    """capset(2) with packed structures (the kernel may write its preferred version into the header)."""
-    if _capset(ctypes.create_string_buffer(header, len(header)), ctypes.create_string_buffer(data, len(data))) < 0:
+    """capset(2) with packed structures (the kernel writes into the header only when it does not know its version)."""
+    if _capset(header, data) < 0:
         raise failure()
 
 
-def capget(header: bytes, size: int) -> bytes:
+def capget(header: bytes) -> bytes:
     """capget(2): the packed data structures."""
-    data = ctypes.create_string_buffer(size)
-    if _capget(ctypes.create_string_buffer(header, len(header)), data) < 0:
+    if _capget(header, _buffer) < 0:
         raise failure()
-    return data.raw
+    return _buffer.raw
+
+
+def malloc_trim() -> None:
+    """Give free memory back to the kernel, where the C library can (glibc)."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 def filesystem_magic(fd: int) -> int:
     """``f_type`` of fstatfs(2): which kind of file system a descriptor lies on."""
-    buffer = ctypes.create_string_buffer(256)
-    if _fstatfs(fd, buffer) < 0:
+    if _fstatfs(fd, _buffer) < 0:
         raise failure()
-    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
+    return int.from_bytes(_buffer.raw[:8], "little") & 0xFFFFFFFF

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from typing import Any
 
 from tare.linux import libc
-from tare.linux.constants import CLOSE_RANGE_CLOEXEC, NR_CLOSE_RANGE, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG
+from tare.linux.constants import CLOSE_RANGE_CLOEXEC, NR_CLOSE_RANGE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG
 
 _LAST_FD = 0xFFFFFFFF
 _SIG_DFL: Any = signal.SIG_DFL
@@ -58,8 +57,11 @@ def no_new_privileges() -> None:
 
 def set_name(name: str) -> None:
     """The short name in ps and top (at most 15 bytes)."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15] + b"\0")
-    libc.prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, name.encode()[:15])
+    finally:
+        os.close(fd)
 
 
 def redirect_standard_descriptors() -> None:

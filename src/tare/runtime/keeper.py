@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import binascii
 import errno
+import gc
 import json
 import os
 import socket
@@ -41,6 +42,8 @@ CREATE_PREFIX = (
 )
 EXEC_PREFIX = "OCI runtime exec failed: exec failed: unable to start container process: "
 EXECS_REMEMBERED = 512
+TRIM_SECONDS = 0.2
+TIDY_AFTER_EXECS = 32
 
 Request = dict[str, Any]
 
@@ -89,6 +92,7 @@ class Keeper:
         self.failed = False
         self.held = False
         self.removed = False
+        self._execs_since_tidy = 0
         self.warnings: list[str] = []
         self._run_fd = os.open(self.plan.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.control = ControlSocket(self.reactor, self._run_fd, self.handle, self._disconnected)
@@ -415,6 +419,10 @@ class Keeper:
             self._announce({"event": "exec-exit", "exec": exec_id, **record})
         if not child.stdio.attachments:
             self.execs.pop(exec_id, None)
+            self._execs_since_tidy += 1
+            if self._execs_since_tidy >= TIDY_AFTER_EXECS:
+                self._execs_since_tidy = 0
+                self.reactor.after(TRIM_SECONDS, self.tidy)
 
     def _op_find_exec(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
         exec_id = str(message["exec"])
@@ -486,6 +494,12 @@ class Keeper:
             if child is not None:
                 child.stdio.release_corked(id(connection))
 
+    def tidy(self) -> None:
+        """Give back what the start needed. The collector is off (it would touch every page shared with the launcher)."""
+        self.steps_text = self.exec_defaults_text = ""
+        gc.collect()
+        libc.malloc_trim()
+
     def run(self) -> None:
         """The event loop, until there is nothing left to keep."""
         while not self._done():
@@ -533,5 +547,8 @@ def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareI
         sock = socket.socket(fileno=fds[0])
         messages.send(sock, {"event": "failed", "message": failure_text(failure, CREATE_PREFIX), "code": 128})
         return
+    # The plan is long and needed only once; a keeper may live for years.
+    request.clear()
     keeper.start(spare)
+    keeper.reactor.after(TRIM_SECONDS, keeper.tidy)
     keeper.run()

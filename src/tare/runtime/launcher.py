@@ -31,8 +31,9 @@ from tare.linux.cgroup import favor
 from tare.linux.cgroup.detect import Layout, detect
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
-from tare.runtime import init, keeper, messages
+from tare.runtime import init, keeper, messages, plan
 from tare.runtime.keeper import SpareInit
+from tare.runtime.steps import process as process_steps
 
 SPARE_PREFIX = "spare-"
 REFILL_AFTER_MS = 15
@@ -137,15 +138,16 @@ def enter(keep: set[int]) -> None:
 
 def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareInit | None) -> None:
     """Serve one container, then end the process. A failure of our own is left in the run directory for whoever looks."""
-    request: dict[str, Any] = {}
+    directory = "/"
     try:
-        request = json.loads(data)
+        request: dict[str, Any] = json.loads(data)
+        directory = str(request["keeper"]["run_dir"])
         keeper.serve(request, fds, layout, spare)
     except BaseException:
         import traceback
 
         try:
-            with open(os.path.join(request["keeper"]["run_dir"], "keeper.err"), "a") as file:
+            with open(os.path.join(directory, "keeper.err"), "a") as file:
                 traceback.print_exc(file=file)
         finally:
             os._exit(70)
@@ -204,22 +206,71 @@ def preload() -> None:
     str(OSError(2, os.strerror(2), "x"))
 
 
+WARM_ROUNDS = 10
+"""CPython specializes a function's code in place after eight calls."""
+
+
+def warm_up(layout: Layout | None, cgroup_parent: str, directory: str) -> None:
+    """Be the keeper of a few short processes on the host. What CPython writes when code runs for the first times (specialized instructions,
+    caches of attributes and types) is then written here, once, and not in every keeper on pages of its own."""
+    steps = plan.encode_steps((
+        process_steps.NewSession(),
+        process_steps.ConnectStreams(),
+        process_steps.CloseDescriptors(),
+        process_steps.FindProgram(("/bin/true",), ()),
+        process_steps.Execute(),
+    ))  # fmt: skip
+    client = {"stdin": True, "stdout": True, "stderr": True, "multiplexed": True, "prefix": "", "detach_keys": "", "corked": False}
+    work = os.path.join(directory, f"launcher-{os.getpid()}")
+    try:
+        os.mkdir(work, 0o700)
+        keeper_plan = plan.KeeperPlan(
+            plan.StdioPlan(open_stdin=True, stdin_once=True), plan.LogPlan("json-file", work + "/log"), work, pid_namespace="host"
+        )
+        if layout is not None:
+            keeper_plan = keeper_plan._replace(cgroup=f"{cgroup_parent}/{SPARE_PREFIX}{os.getpid()}", resources={"pids": {"limit": 100}})
+        document = plan.Plan("warm", keeper_plan, ()).to_json()
+        text = messages.encode_value(steps)
+        for _ in range(WARM_ROUNDS):
+            control, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            attached, user = socket.socketpair()
+            request = {"id": "warm", "keeper": document["keeper"], "steps": text, "exec_defaults": "{}", "attachments": [client]}
+            user.close()
+            keeper.serve(json.loads(messages.encode(request)), [control.detach(), attached.detach()], layout)
+            ours.close()
+    except OSError:
+        pass
+    finally:
+        for name in ("log", "exit.json", "task.json", "keeper.sock"):
+            try:
+                os.unlink(os.path.join(work, name))
+            except OSError:
+                continue
+        try:
+            os.rmdir(work)
+        except OSError:
+            pass
+
+
 def main(arguments: dict[str, Any]) -> None:
     """Entry point of the launcher's process."""
     sock = socket.socket(fileno=int(arguments["fd"]))
     os.set_inheritable(sock.fileno(), False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o022)
     os.chdir("/")
     process.set_name("tare-launcher")
     process.set_dumpable(False)
     preload()
-    # With the descriptor of its clone the standard library goes out of reach: everything was imported.
-    process.close_all_but({sock.fileno()})
     launcher = Launcher(sock, str(arguments["cgroup_parent"]), int(arguments["spares"]))
     if arguments.get("fast_migration", True):
         favor.fast_migration()
+    warm_up(launcher.layout, launcher.cgroup_parent, str(arguments["directory"]))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    gc.collect()
+    # With the descriptor of its clone the standard library goes out of reach: everything was imported.
+    process.close_all_but({sock.fileno()})
     launcher.remove_stale_spares()
     sys.stdin = None
     gc.collect()

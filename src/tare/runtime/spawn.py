@@ -41,11 +41,20 @@ class Spawned:
             self.process.wait()
 
 
-def spawn(cgroup_parent: str, spares: int = 2, fast_migration: bool = True) -> Spawned:
-    """Start a launcher (vfork and exec: safe and cheap also from a threaded process). Returns at once; it reports ``{"ready": pid}`` first."""
+def spawn(directory: str, cgroup_parent: str, spares: int = 2, fast_migration: bool = True) -> Spawned:
+    """Start a launcher (vfork and exec: safe and cheap also from a threaded process). Returns at once; it reports ``{"ready": pid}`` first.
+
+    ``directory`` is a run-time directory in which the launcher may make a temporary one of its own.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     script = Path(__file__).with_name("launcher_main.py")
-    arguments = {"fd": theirs.fileno(), "cgroup_parent": cgroup_parent, "spares": spares, "fast_migration": fast_migration}
+    arguments = {
+        "fd": theirs.fileno(),
+        "directory": directory,
+        "cgroup_parent": cgroup_parent,
+        "spares": spares,
+        "fast_migration": fast_migration,
+    }
     tree, executable, library = _read_only_interpreter()
     command = [executable, "-I", "-S", str(script), str(script.parents[2]), json.dumps(arguments)]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": library, "LC_ALL": "C.UTF-8"}
