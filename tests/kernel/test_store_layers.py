@@ -14,6 +14,7 @@ from layer_driver import LayerDriverContract, file, pack, store
 
 from tare.errors import InvalidArgument, Unsupported
 from tare.linux import libc
+from tare.linux.mount import overlay
 from tare.oci.digest import Digest
 from tare.store.layers import choice, erofs_image
 from tare.store.layers.driver import LayerDriver
@@ -45,6 +46,22 @@ class TestErofs(LayerDriverContract):
         mount_image(directory / "meta.erofs", directory / "layer.tar", shown)
         again = self.reopen(tmp_path, driver)
         assert again.acquire([layer.diff_id])[0].joinpath("a").read_bytes() == b"right"
+
+    def test_unmounting_does_not_disturb_a_running_container(self, driver: LayerDriver, tmp_path: Path) -> None:
+        layer = store(driver, pack(file("a", b"1"), file("b", b"2")))
+        shown = driver.acquire([layer.diff_id])[0]
+        for name in ("upper", "work"):
+            (tmp_path / name).mkdir()
+        merged = overlay([str(shown)], str(tmp_path / "upper"), str(tmp_path / "work"))
+        try:
+            driver.close()
+            assert not shown.exists()
+            assert Path(f"/proc/self/fd/{merged}/a").read_bytes() == b"1"
+            again = self.reopen(tmp_path, driver)
+            assert again.acquire([layer.diff_id])[0].joinpath("b").read_bytes() == b"2"
+            assert Path(f"/proc/self/fd/{merged}/b").read_bytes() == b"2"
+        finally:
+            os.close(merged)
 
     def test_short_names_may_collide(self, driver: LayerDriver, tmp_path: Path) -> None:
         first = store(driver, pack(file("a", b"1")))
