@@ -362,6 +362,10 @@ class Launcher:
         """Count the layers of a task that was started by an earlier daemon."""
         self._snapshots.rootfs(record.id)
 
+    def started(self, record: Record) -> None:
+        """The task runs: finish what needs its links to exist."""
+        self._networks.attached(record.id)
+
     async def release(self, record: Record) -> None:
         """Give back what a start acquired."""
         await self._networks.disconnect(record.id)

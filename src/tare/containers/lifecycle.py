@@ -90,6 +90,7 @@ class Lifecycle:
             await self._start_failed(container, error)
             raise
         self._adopt(container, task)
+        self._launcher.started(record)
         record.state.status = RUNNING
         record.state.exit_code = 0
         record.state.error = ""
