@@ -379,8 +379,7 @@ class RuntimeDriver:
             "exec_defaults": messages.encode_value(document["exec_defaults"]),
             "attachments": [_describe(attachment) for attachment in launch.attachments],
         }
-        own = plan.keeper.pid_namespace == "new" and not plan.keeper.uid_map
-        fits = own and os.path.dirname(plan.keeper.cgroup) == self.cgroup_parent
+        fits = lowering.fits_spare(plan) and os.path.dirname(plan.keeper.cgroup) == self.cgroup_parent
         return (b"S" if fits else b"C") + messages.encode(request)
 
     async def _launch(self, data: bytes, fds: list[int]) -> None:

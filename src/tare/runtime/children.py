@@ -68,7 +68,8 @@ class Child:
         self.ended_at = 0
         self.started_at = 0
         self.warnings: list[str] = []
-        self.ready = False
+        self.ready_at = 0
+        """When everything was set up and only exec was left; nanoseconds since the epoch, 0 before."""
         self.finished = False
         self._line: socket.socket | None = None
         self._on_message = on_message
@@ -114,8 +115,8 @@ class Child:
             message, fds = {"failed": str(error), "code": 128, "plain": False}, []
         if message is None:
             self._close_line()
-            if self.ready:
-                self.started_at = time.time_ns()
+            if self.ready_at:
+                self.started_at = self.ready_at
                 self._on_started(self)
             else:
                 self._fail({"failed": "the process ended while it was being set up", "code": 128, "plain": False})
@@ -131,7 +132,7 @@ class Child:
         if "warnings" in message:
             self.warnings = list(message["warnings"])
         if at == "ready":
-            self.ready = True
+            self.ready_at = time.time_ns()
         elif at == "console" and len(fds) == 1:
             self.stdio.open_input(os.dup(fds[0]))
             self.stdio.open_output("stdout", fds[0])

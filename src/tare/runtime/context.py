@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tare.runtime import messages
 from tare.runtime.users import Identity
+
+if TYPE_CHECKING:
+    from tare.runtime.prepared import Prepared
 
 
 class SetupFailed(Exception):
@@ -37,6 +40,7 @@ class Context:
     __slots__ = (
         "argv",
         "console",
+        "dev_filled",
         "devpts_fd",
         "environment",
         "executable",
@@ -46,18 +50,23 @@ class Context:
         "line",
         "namespaces",
         "pidfd",
+        "prepared",
         "root_fd",
         "sources",
         "streams",
         "warnings",
     )
 
-    def __init__(self, line: socket.socket, streams: list[int], pidfd: int = -1) -> None:
+    def __init__(self, line: socket.socket, streams: list[int], pidfd: int = -1, prepared: Prepared | None = None) -> None:
         self.line = line
         self.streams = streams
         """Descriptors for standard input, output and error (empty with a terminal)."""
         self.pidfd = pidfd
         """The container's init, for an exec."""
+        self.prepared = prepared
+        """What a spare made ahead."""
+        self.dev_filled = False
+        """The /dev that was mounted has its devices and links already."""
         self.namespaces: dict[str, int] = {}
         self.sources: dict[str, int] = {}
         self.root_fd = -1

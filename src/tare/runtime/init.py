@@ -14,6 +14,7 @@ from tare.linux import process
 from tare.runtime import messages
 from tare.runtime.context import Context, KeeperGone, SetupFailed, reason
 from tare.runtime.plan import Step, decode_steps
+from tare.runtime.prepared import Prepared, prepare
 from tare.runtime.steps import kernel, mounts, namespaces, rootfs
 from tare.runtime.steps import process as process_steps
 
@@ -21,12 +22,12 @@ STEP_MODULES = (kernel, mounts, namespaces, process_steps, rootfs)
 """Importing them has made their steps known to the decoder."""
 
 
-def run(line: socket.socket, steps: str | list[Any], streams: list[int], pidfd: int = -1) -> None:
+def run(line: socket.socket, steps: str | list[Any], streams: list[int], pidfd: int = -1, prepared: Prepared | None = None) -> None:
     """Go through the steps (JSON, decoded or as text); the last one becomes the program."""
     code = 1
     try:
         process.set_dumpable(False)
-        context = Context(line, streams, pidfd)
+        context = Context(line, streams, pidfd, prepared)
         step: Step | None = None
         try:
             for step in decode_steps(json.loads(steps) if isinstance(steps, str) else steps):
@@ -47,13 +48,14 @@ def wait_for_steps(line: socket.socket) -> None:
     """A spare init: blocked until its keeper has a container for it."""
     process.set_dumpable(False)
     process.die_with_parent()
+    ahead = prepare()
     try:
         message, fds = messages.receive(line)
     except (OSError, ValueError):
         os._exit(2)
     if message is None:
         os._exit(0)
-    run(line, message["steps"], fds)
+    run(line, message["steps"], fds, prepared=ahead)
 
 
 def _report(line: socket.socket, error: SetupFailed) -> None:

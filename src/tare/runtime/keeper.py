@@ -183,6 +183,9 @@ class Keeper:
             except OSError as error:
                 text = f"failed to set up container networking: failed to add interface: {reason(error)}"
                 child.abort({"failed": text, "code": 128, "plain": True})
+        elif at == "ready":
+            # Written while the program is being executed; should that fail, it goes again.
+            self._write_task(child)
         elif at == "held":
             self.held = True
             self._write_task(child)
@@ -222,7 +225,6 @@ class Keeper:
         if child is not self.child:
             return
         self.warnings += child.warnings
-        self._write_task(child)
         self._announce({"event": "started", "pid": child.pid, "started_at": child.started_at, "warnings": self.warnings})
         self.steps_text = ""
 
@@ -233,9 +235,9 @@ class Keeper:
             "start_time": process.start_time(child.pid),
             "keeper": os.getpid(),
             "keeper_start_time": process.start_time(os.getpid()),
-            "started_at": child.started_at,
+            "started_at": child.ready_at,
             "cgroup": self.plan.cgroup,
-            "warnings": self.warnings,
+            "warnings": self.warnings + child.warnings,
         }
         text = json.dumps(fields, separators=(",", ":"))[:-1] + ',"exec_defaults":' + self.exec_defaults_text + "}"
         self._write("task.json", text.encode())

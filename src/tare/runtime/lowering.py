@@ -34,14 +34,6 @@ from tare.runtime.steps import kernel, mounts, namespaces, process, rootfs
 
 INIT_PATH = "/sbin/docker-init"
 
-DEFAULT_DEVICES: tuple[tuple[str, str, int, int, int, int, int], ...] = (
-    ("/dev/null", "c", 1, 3, 0o666, 0, 0),
-    ("/dev/zero", "c", 1, 5, 0o666, 0, 0),
-    ("/dev/full", "c", 1, 7, 0o666, 0, 0),
-    ("/dev/random", "c", 1, 8, 0o666, 0, 0),
-    ("/dev/urandom", "c", 1, 9, 0o666, 0, 0),
-    ("/dev/tty", "c", 5, 0, 0o666, 0, 0),
-)
 _DEV_MOUNT: dict[str, Any] = {
     "destination": "/dev",
     "type": "tmpfs",
@@ -135,6 +127,13 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
     )
     kinds = tuple(kind for kind in wanted if kind != "pid")
     return Plan(container_id, keeper, tuple(steps), {"kinds": kinds, "seccomp": filter_text, "flags": filter_flags})
+
+
+def fits_spare(plan: Plan) -> bool:
+    """Whether an init that was made ahead can serve: its pid, network, UTS and IPC namespaces are new and belong to the host's user namespace."""
+    new = next((item.kinds for item in plan.steps if isinstance(item, namespaces.NewNamespaces)), ())
+    user = any(isinstance(item, namespaces.NewUserNamespace) for item in plan.steps) or "user" in plan.exec_defaults["kinds"]
+    return plan.keeper.pid_namespace == "new" and not user and {"net", "uts", "ipc"} <= set(new)
 
 
 def lower_exec(
@@ -248,7 +247,7 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
     for entry in entries:
         (cgroup_files if entry.get("type") == "cgroup" else mounting).append(_mount_step(entry, sources, around))
         if own_dev and _destination(entry) == "/dev":
-            mounting.append(rootfs.MakeDevices(DEFAULT_DEVICES, by_bind="user" in wanted))
+            mounting.append(rootfs.MakeDevices(rootfs.DEFAULT_DEVICES, by_bind="user" in wanted))
             mounting.append(rootfs.LinkDevices())
     steps: list[Step] = []
     if sources:

@@ -155,6 +155,8 @@ class LoopbackUp(NamedTuple):
         return "bring up lo"
 
     def run(self, context: Context) -> None:
+        if context.prepared is not None and "net" in context.prepared.namespaces:
+            return
         with Route() as route:
             route.set_link(1, up=True)
 

@@ -183,7 +183,12 @@ class MountFilesystem(NamedTuple):
             else:
                 target = mount.make_in_root(context.root_fd, self.destination, directory=True)
             late = self.attributes & MOUNT_ATTR_RDONLY if self.fstype == "tmpfs" else 0
-            mount_fd = mount.new_filesystem(self.fstype, self.options, self.attributes & ~late, self.source or self.fstype)
+            mount_fd = -1
+            if context.prepared is not None:
+                mount_fd = context.prepared.take((self.fstype, self.options, self.attributes))
+                context.dev_filled |= mount_fd >= 0 and os.path.normpath(self.destination) == "/dev"
+            if mount_fd < 0:
+                mount_fd = mount.new_filesystem(self.fstype, self.options, self.attributes & ~late, self.source or self.fstype)
         except OSError as error:
             text = f'error mounting "{self.source or self.fstype}" to rootfs at "{self.destination}": {reason(error)}'
             raise SetupFailed(text) from None

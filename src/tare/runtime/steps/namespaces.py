@@ -100,7 +100,8 @@ class NewNamespaces(NamedTuple):
         return "enter new namespaces: " + " ".join(self.kinds)
 
     def run(self, context: Context) -> None:
-        libc.unshare(namespaces.flags_of(self.kinds))
+        ready = context.prepared.namespaces if context.prepared is not None else ()
+        libc.unshare(namespaces.flags_of(kind for kind in self.kinds if kind not in ready))
 
 
 @step

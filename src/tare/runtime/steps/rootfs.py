@@ -31,6 +31,16 @@ DEVICE_LINKS: tuple[tuple[str, str], ...] = (
     ("ptmx", "pts/ptmx"),
 )
 
+DEFAULT_DEVICES: tuple[tuple[str, str, int, int, int, int, int], ...] = (
+    ("/dev/null", "c", 1, 3, 0o666, 0, 0),
+    ("/dev/zero", "c", 1, 5, 0o666, 0, 0),
+    ("/dev/full", "c", 1, 7, 0o666, 0, 0),
+    ("/dev/random", "c", 1, 8, 0o666, 0, 0),
+    ("/dev/urandom", "c", 1, 9, 0o666, 0, 0),
+    ("/dev/tty", "c", 5, 0, 0o666, 0, 0),
+)
+"""What the OCI runtime-spec demands; path, type, major, minor, mode, uid, gid."""
+
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
@@ -46,6 +56,8 @@ class MakeDevices(NamedTuple):
         return "make devices: " + " ".join(node[0] for node in self.nodes)
 
     def run(self, context: Context) -> None:
+        if context.dev_filled and self.nodes == DEFAULT_DEVICES:
+            return
         for path, kind, major, minor, mode, uid, gid in self.nodes:
             try:
                 parent = mount.make_in_root(context.root_fd, os.path.dirname(path) or "/", directory=True)
@@ -90,15 +102,28 @@ class LinkDevices(NamedTuple):
         return "link /dev/fd, stdin, stdout, stderr, core, ptmx"
 
     def run(self, context: Context) -> None:
+        if context.dev_filled:
+            return
         parent = mount.open_in_root(context.root_fd, "/dev", O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
         try:
-            for name, target in DEVICE_LINKS:
-                try:
-                    os.symlink(target, name, dir_fd=parent)
-                except FileExistsError:
-                    pass
+            _link_devices(parent)
         finally:
             os.close(parent)
+
+
+def _link_devices(directory: int) -> None:
+    for name, target in DEVICE_LINKS:
+        try:
+            os.symlink(target, name, dir_fd=directory)
+        except FileExistsError:
+            pass
+
+
+def fill_dev(directory: int) -> None:
+    """The default devices and links, in a /dev that is not mounted yet."""
+    for path, kind, major, minor, mode, uid, gid in DEFAULT_DEVICES:
+        _make_device(directory, os.path.basename(path), _KINDS[kind] | mode, os.makedev(major, minor), uid, gid)
+    _link_devices(directory)
 
 
 @step
