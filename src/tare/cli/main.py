@@ -1,0 +1,273 @@
+"""``tare``: find the verb, load only its module, run it, turn what went wrong into text and an exit code.
+
+The table below is all that a call loads besides its own verb: a verb's flags, its helpers and its imports live in its module. Root help is
+printed from the table alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tare.cli.context import Context
+from tare.cli.failures import CliError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tare.cli.flags import Command, Row
+
+COMMON = {
+    "run": ("tare.cli.run", "RUN", "Create and run a new container from an image"),
+    "exec": ("tare.cli.execute", "EXEC", "Execute a command in a running container"),
+    "ps": ("tare.cli.ps", "PS", "List containers"),
+    "pull": ("tare.cli.pull", "PULL", "Download an image from a registry"),
+    "images": ("tare.cli.images", "IMAGES", "List images"),
+    "version": ("tare.cli.version", "VERSION", "Show the version of client and daemon"),
+    "info": ("tare.cli.info", "INFO", "Display system-wide information"),
+}
+OTHER = {
+    "attach": ("tare.cli.attach", "ATTACH", "Attach local standard input, output, and error streams to a running container"),
+    "create": ("tare.cli.run", "CREATE", "Create a new container"),
+    "events": ("tare.cli.events", "EVENTS", "Get real time events from the server"),
+    "inspect": ("tare.cli.inspection", "INSPECT", "Return low-level information on containers, images, networks and volumes"),
+    "kill": ("tare.cli.lifecycle", "KILL", "Kill one or more running containers"),
+    "logs": ("tare.cli.logs", "LOGS", "Fetch the logs of a container"),
+    "restart": ("tare.cli.lifecycle", "RESTART", "Restart one or more containers"),
+    "rm": ("tare.cli.lifecycle", "RM", "Remove one or more containers"),
+    "rmi": ("tare.cli.images", "RMI", "Remove one or more images"),
+    "start": ("tare.cli.start", "START", "Start one or more stopped containers"),
+    "stats": ("tare.cli.stats", "STATS", "Display a live stream of container(s) resource usage statistics"),
+    "stop": ("tare.cli.lifecycle", "STOP", "Stop one or more running containers"),
+    "tag": ("tare.cli.images", "TAG", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
+    "top": ("tare.cli.top", "TOP", "Display the running processes of a container"),
+    "wait": ("tare.cli.lifecycle", "WAIT", "Block until one or more containers stop, then print their exit codes"),
+}
+MANAGEMENT = {
+    "container": "Manage containers",
+    "daemon": "Manage the Tare daemon on this machine",
+    "image": "Manage images",
+    "system": "Manage Tare",
+}
+_CONTAINER_VERBS = (
+    "attach create exec inspect kill logs ls restart rm run start stats stop top wait"  # ls stands for ps
+)
+GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "container": {
+        "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),
+        "ls": COMMON["ps"],
+        **{verb: (COMMON | OTHER)[verb] for verb in _CONTAINER_VERBS.split() if verb not in ("inspect", "ls")},
+    },
+    "image": {
+        "bootstrap": ("tare.cli.bootstrap", "BOOTSTRAP", "Make a base image from this machine, without a registry"),
+        "inspect": ("tare.cli.inspection", "IMAGE_INSPECT", "Display detailed information on one or more images"),
+        "ls": COMMON["images"],
+        "pull": COMMON["pull"],
+        "rm": OTHER["rmi"],
+        "tag": OTHER["tag"],
+    },
+    "system": {"events": OTHER["events"], "info": COMMON["info"]},
+    "daemon": {
+        "start": ("tare.cli.daemon", "START", "Start the daemon in the background"),
+        "status": ("tare.cli.daemon", "STATUS", "Tell whether the daemon runs, and where"),
+        "stop": ("tare.cli.daemon", "STOP", "Stop the daemon; containers go on"),
+    },
+}
+SYNONYMS = {
+    ("container", "list"): "ls",
+    ("container", "ps"): "ls",
+    ("container", "remove"): "rm",
+    ("image", "list"): "ls",
+    ("image", "remove"): "rm",
+}
+GLOBAL_FLAGS: tuple[Row, ...] = (
+    ("config", "", "string", "Configuration file", "~/.config/tare/config.json"),
+    ("debug", "D", "bool", "Show the Python traceback of unexpected errors"),
+    ("host", "H", "string", "Daemon to connect to: unix://PATH or tcp://HOST:PORT"),
+    ("version", "v", "bool", "Print version information and quit"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Gives back the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = False
+    try:
+        debug = bool(words) and words[0] in ("-D", "--debug")
+        code = dispatch(words)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _silence_stdout()
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"tare: {name}{error.strerror or error}\n")
+        return 1
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter's last flush from complaining about a reader that has gone (``tare ps | head -1``)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def dispatch(words: list[str]) -> int:
+    """Run one command line."""
+    command: Command | None = None
+    try:
+        host, config, rest = _global_flags(words)
+        if not rest:
+            return 0
+        command = find(rest)
+        if command is None:
+            return 0
+        options = command.parse(rest)
+        if options is None:
+            from tare.cli.flags import help_text
+
+            sys.stdout.write(help_text(command))
+            return 0
+        command.check_operands(options)
+        return command.run(Context(host, config), options)
+    except UsageError as error:
+        report_usage(error, command)
+        return error.code
+    except CliError as error:
+        report(error, command)
+        return error.code
+
+
+def _global_flags(words: list[str]) -> tuple[str, str, list[str]]:
+    """Host, configuration file and the words from the verb on (none when the flags already were the whole job)."""
+    if words and not words[0].startswith("-"):
+        return "", "", words
+    from tare.cli.flags import KINDS, parse
+
+    options = parse(GLOBAL_FLAGS, words, kind=KINDS.__getitem__, interspersed=False)
+    if options is not None and options.on("version"):
+        from tare.cli.version import CLIENT_VERSION
+
+        sys.stdout.write(f"Tare version {CLIENT_VERSION}\n")
+        return "", "", []
+    if options is None or not options.operands:
+        sys.stdout.write(root_help())
+        return "", "", []
+    config = options.text("config") if "config" in options.given else ""
+    return options.text("host"), config, options.operands
+
+
+def find(words: list[str]) -> Command | None:
+    """The command that ``words`` begin with, which are cut off. None when help for a group was printed instead."""
+    verb = words.pop(0)
+    if verb == "help":
+        if not words:
+            sys.stdout.write(root_help())
+            return None
+        words.append("--help")
+        return find(words)
+    if verb in GROUPS:
+        return _find_in_group(verb, words)
+    entry = COMMON.get(verb) or OTHER.get(verb)
+    if entry is None:
+        raise UsageError(
+            f"unknown command: tare {verb}{_nearest_verb(verb, [*COMMON, *OTHER, *GROUPS])}\n\nRun 'tare --help' for more information",
+            1,
+            usage=False,
+        )
+    return load(entry)
+
+
+def _find_in_group(group: str, words: list[str]) -> Command | None:
+    if not words or words[0] in ("--help", "-h"):
+        sys.stdout.write(group_help(group))
+        return None
+    verb = words.pop(0)
+    entry = GROUPS[group].get(SYNONYMS.get((group, verb), verb))
+    if entry is None:
+        raise UsageError(
+            f"unknown command: tare {group} {verb}{_nearest_verb(verb, GROUPS[group])}\n\nUsage:  tare {group} COMMAND\n\n"
+            f"Run 'tare {group} --help' for more information",
+            1,
+            usage=False,
+        )
+    return load(entry)
+
+
+def _nearest_verb(verb: str, known: Sequence[str] | dict[str, tuple[str, str, str]]) -> str:
+    from tare.cli.flags import nearest
+
+    found = nearest(verb, known)
+    return f"\n\nDid you mean '{found}'?" if found else ""
+
+
+def load(entry: tuple[str, str, str]) -> Command:
+    """Import the module of a table entry and give back its command."""
+    module, name, _ = entry
+    __import__(module)
+    command: Command = getattr(sys.modules[module], name)
+    return command
+
+
+def report_usage(error: UsageError, command: Command | None) -> None:
+    """Say what is wrong with the command line, and where to read on."""
+    sys.stdout.flush()
+    text = str(error)
+    if not error.usage:
+        sys.stderr.write(f"tare: {text}\n")
+        return
+    name = f"tare {command.name}" if command else "tare"
+    usage = command.usage if command else "[OPTIONS] COMMAND [ARG...]"
+    prefix = "tare: " if error.code == 1 else ""
+    verb = "See" if error.see else "Run"
+    sys.stderr.write(f"{prefix}{text}\n\nUsage:  tare {usage}\n\n{verb} '{name} --help' for more information\n")
+
+
+def report(error: CliError, command: Command | None) -> None:
+    """Say what went wrong; ``run`` names itself first, as docker's does."""
+    sys.stdout.flush()
+    text = str(error)
+    if not text:
+        return
+    if error.code in (125, 126, 127) and command is not None and command.error_prefix:
+        text = f"{command.error_prefix}: {text}\n\nRun 'tare {command.name} --help' for more information"
+    sys.stderr.write(text + "\n")
+
+
+def root_help() -> str:
+    """What ``tare`` and ``tare --help`` print."""
+    from tare.cli.flags import KINDS, flag_lines
+
+    def section(title: str, rows: dict[str, str]) -> str:
+        return f"{title}:\n" + "\n".join(f"  {name.ljust(11)} {text}" for name, text in rows.items())
+
+    return "\n\n".join(
+        (
+            "Usage:  tare [OPTIONS] COMMAND",
+            "A container engine in Python that speaks Docker",
+            "Start here:\n"
+            "  tare image bootstrap busybox        a first image, made from this machine\n"
+            "  tare run --rm busybox echo hello    a first container",
+            section("Common Commands", {name: entry[2] for name, entry in COMMON.items()}),
+            section("Management Commands", MANAGEMENT),
+            section("Commands", {name: entry[2] for name, entry in OTHER.items()}),
+            "Global Options:\n" + flag_lines(GLOBAL_FLAGS, KINDS.__getitem__),
+            "Run 'tare COMMAND --help' for more information on a command.\n",
+        )
+    )
+
+
+def group_help(group: str) -> str:
+    rows = "\n".join(f"  {name.ljust(11)} {entry[2]}" for name, entry in sorted(GROUPS[group].items()))
+    return (
+        f"Usage:  tare {group} COMMAND\n\n{MANAGEMENT[group]}\n\nCommands:\n{rows}\n\n"
+        f"Run 'tare {group} COMMAND --help' for more information on a command.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
