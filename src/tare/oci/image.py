@@ -239,9 +239,11 @@ def encode(document: msgspec.Struct) -> bytes:
 
 
 def _manifest_kind(probe: _Probe, delivered: str) -> str:
+    if isinstance(probe.schema_version, bool):
+        raise InvalidArgument("manifest schema version is not a number")
     if probe.has("fs_layers") or probe.schema_version == 1 or delivered in media_types.SCHEMA1:
         raise Unsupported("manifest schema 1 is not supported: push the image again with a current client")
-    if probe.schema_version != 2 or isinstance(probe.schema_version, bool):
+    if probe.schema_version != 2:
         raise InvalidArgument(f"unsupported manifest schema version {probe.schema_version!r}")
     if probe.has("manifests") and probe.has("layers", "config"):
         raise InvalidArgument('ambiguous manifest: it has both "manifests" and "layers" or "config"')
