@@ -92,7 +92,7 @@ async def attach_request(
         stderr=streams[2],
         multiplexed=multiplexed,
         prefix=hijacked.rest,
-        detach_keys=keys,
+        detach_keys=keys if tty else b"",  # as dockerd: without a terminal the keys are but bytes
         corked=backlog,
     )
     await _connect(containers, container, attachment, stream, backlog)

@@ -49,7 +49,7 @@ class ExecHandlers:
             stderr=asked.attach_stderr and not tty,
             multiplexed=not tty,
             prefix=hijacked.rest,
-            detach_keys=parse_detach_keys(asked.detach_keys) if asked.detach_keys else b"\x10\x11",
+            detach_keys=(parse_detach_keys(asked.detach_keys) if asked.detach_keys else b"\x10\x11") if tty else b"",
         )
         failure = attachment.sock.dup()
         try:
