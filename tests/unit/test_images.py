@@ -215,7 +215,7 @@ async def test_users(world: World) -> None:
     short = Digest.parse(image.id).short
     world.users[image.id] = [("c" * 64, False)]
     using = (
-        f'conflict: unable to remove repository reference "app" (must force) - container cccccccccccc is using its referenced image {short}'
+        f'conflict: unable to remove repository reference "app" (must force) - container cccccccccccc is using its referenced image '
     )
     await conflict(world, "app", using + short)
     stopped = f"conflict: unable to delete {short} (must be forced) - image is being used by stopped container cccccccccccc"
