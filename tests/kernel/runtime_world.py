@@ -96,7 +96,7 @@ class World:
         return driver
 
     def launch(
-        self, args: list[str], *, stdio: Stdio | None = None, user: str = "", log: dict[str, Any] | None = None, root: Path | None = None, **fields: Any
+        self, args: list[str], *, stdio: Stdio | None = None, user: str = "", log: dict[str, Any] | None = None, **fields: Any
     ) -> Launch:
         """A start; ``fields`` go to ``configuration`` or, when it knows them, to ``Launch``."""
         name = f"box-{uuid.uuid4().hex[:12]}"
@@ -107,7 +107,7 @@ class World:
         return Launch(
             name,
             configuration(args, **fields),
-            OverlayRoot((root or self.root,), home / "upper", home / "work"),
+            OverlayRoot((self.root,), home / "upper", home / "work"),
             stdio or Stdio(),
             LogTarget("json-file", home / "log", **(log or {})),
             home / "run",

@@ -112,7 +112,6 @@ async def test_capabilities_of_a_user(world: World) -> None:
 )
 async def test_users(world: World, user: str, groups: tuple[str, ...], expected: str) -> None:
     output = await world.sh("echo $(id -u) $(id -g) $(grep Groups /proc/self/status | cut -f2)", user=user, additional_groups=groups)
-    assert sorted(set(output.split()[2:]) | {output.split()[1]}, key=int) or True
     uid, gid, *rest = output.split()
     wanted_uid, wanted_gid, *wanted = expected.split()
     assert (uid, gid) == (wanted_uid, wanted_gid)
@@ -137,8 +136,10 @@ async def test_unknown_users(world: World, user: str, groups: tuple[str, ...], t
 
 async def test_masked_and_read_only_paths(world: World) -> None:
     output = await world.sh(
-        "wc -c </proc/timer_list; wc -c </proc/keys; ls /sys/firmware | wc -l; echo 1 >/proc/sys/kernel/pid_max; echo 1 >/proc/irq/default_smp_affinity; "
-        "touch /sys/x; touch /sys/fs/cgroup/x; echo 0 >/sys/fs/cgroup/memory/memory.limit_in_bytes; true",
+        "wc -c </proc/timer_list; wc -c </proc/keys; ls /sys/firmware | wc -l; "
+        "echo 1 >/proc/sys/kernel/pid_max; echo 1 >/proc/irq/default_smp_affinity; "
+        "touch /sys/x; touch /sys/fs/cgroup/x; cd /sys/fs/cgroup; [ -d memory ] && cd memory; "
+        "for f in memory.max memory.limit_in_bytes; do [ -e $f ] && echo 0 >$f; done; true",
     )
     assert output.splitlines()[:3] == ["0", "0", "0"]
     assert output.count("Read-only file system") == 5
@@ -158,7 +159,8 @@ async def test_binds(world: World, tmp_path: Path) -> None:
         bind(source, "/readonly", "ro"),
         bind(source / "file", "/etc/hosts", "rro", "rprivate"),
     ]
-    output = await world.sh("cat /made/by/us/file /etc/hosts; echo x >/made/by/us/new; touch /readonly/y; echo z >/etc/hosts; true", mounts=mounts, process={})
+    script = "cat /made/by/us/file /etc/hosts; echo x >/made/by/us/new; touch /readonly/y; echo z >/etc/hosts; true"
+    output = await world.sh(script, mounts=mounts)
     assert output.startswith("hello\nhello\n")
     assert output.count("Read-only file system") == 2
     assert sorted(path.name for path in source.iterdir()) == ["file", "new"]
@@ -198,7 +200,9 @@ async def test_sysctls_limits_and_warnings(world: World) -> None:
     assert output.split() == ["99", "200", "1", "65000"]
 
 
-@pytest.mark.parametrize("sysctl", [{"kernel.panic": "1"}, {"net/../kernel.panic": "1"}, {"net.ipv4.ip_forward": "1\n2"}, {"vm.swappiness": "1"}])
+@pytest.mark.parametrize(
+    "sysctl", [{"kernel.panic": "1"}, {"net/../kernel.panic": "1"}, {"net.ipv4.ip_forward": "1\n2"}, {"vm.swappiness": "1"}]
+)
 async def test_bad_sysctls(world: World, sysctl: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument, match="sysctl"):
         await world.start(world.launch(["true"], linux={"sysctl": sysctl}))
@@ -300,7 +304,7 @@ async def test_interpreter_cannot_be_written(world: World) -> None:
     task = await world.start(world.launch(["sleep", "100"]))
     for pid in (world.driver.launcher_pid, int(Path(f"/proc/{task.pid}/status").read_text().split("PPid:\t")[1].split()[0])):
         with pytest.raises(OSError, match="Read-only file system"):
-            open(f"/proc/{pid}/exe", "wb")
+            os.open(f"/proc/{pid}/exe", os.O_WRONLY)
         mapped = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "libpython" in line}
         assert len(mapped) <= 1
 
@@ -325,5 +329,5 @@ async def test_pause_and_update(world: World) -> None:
 
 
 async def test_terminal(world: World) -> None:
-    output = await world.sh("tty; stty size; test -c /dev/console && echo console; ls -l /dev/console", stdio=Stdio(tty=True, console_size=(33, 101)))
+    output = await world.sh("tty; stty size; test -c /dev/console && echo console", stdio=Stdio(tty=True, console_size=(33, 101)))
     assert output.replace("\r", "").splitlines()[:3] == ["/dev/pts/0", "33 101", "console"]

@@ -63,7 +63,8 @@ async def test_fifty_megabytes_through_cat(world: World) -> None:
 
 async def test_frames_and_half_close(world: World) -> None:
     ours, attachment = pair(stdin=True, multiplexed=True)
-    launch = world.launch(["sh", "-c", "read x; sleep 0.1; echo out $x; echo err >&2"], stdio=Stdio(open_stdin=True, stdin_once=True), attachments=[attachment])
+    stdio = Stdio(open_stdin=True, stdin_once=True)
+    launch = world.launch(["sh", "-c", "read x; sleep 0.1; echo out $x; echo err >&2"], stdio=stdio, attachments=[attachment])
     await world.start(launch)
     send_all(ours, b"line\n")
     got = frames(await asyncio.to_thread(read_all, ours))
@@ -91,7 +92,8 @@ async def test_clients_that_leave_or_stall_do_not_matter_after_the_end(world: Wo
     gone, first = pair()
     stalled, second = pair()
     gone.close()
-    launch = world.launch(["sh", "-c", "i=0; while [ $i -lt 2000 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done"], attachments=[first, second])
+    script = f"i=0; while [ $i -lt 2000 ]; do echo {'0123456789' * 4}; i=$((i+1)); done"
+    launch = world.launch(["sh", "-c", script], attachments=[first, second])
     task = await world.start(launch)
     assert (await asyncio.wait_for(task.wait(), 20)).code == 0
     assert world.output(launch).count("\n") == 2000
@@ -101,7 +103,7 @@ async def test_clients_that_leave_or_stall_do_not_matter_after_the_end(world: Wo
 
 async def test_back_pressure_while_a_client_lives(world: World) -> None:
     slow, attachment = pair()
-    launch = world.launch(["dd", "if=/dev/zero", "bs=65536", "count=200"], attachments=[attachment], log={"driver": "none"} if False else {})
+    launch = world.launch(["dd", "if=/dev/zero", "bs=65536", "count=200"], attachments=[attachment])
     task = await world.start(launch)
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(task.wait(), 0.4)
@@ -162,7 +164,8 @@ async def test_rotation(world: World) -> None:
 async def test_exec(world: World) -> None:
     task = await world.start(world.launch(["sleep", "100"], process={"oomScoreAdj": 100}))
     ours, attachment = pair(multiplexed=True)
-    launch = ExecLaunch("e1", process(["sh", "-c", "echo $$ $(id -u); hostname; grep CapInh /proc/self/status; cat /proc/self/cgroup | head -1; exit 7"]), Stdio(), user="bob", attachments=[attachment])
+    script = "echo $$ $(id -u); hostname; grep CapInh /proc/self/status; cat /proc/self/cgroup | head -1; exit 7"
+    launch = ExecLaunch("e1", process(["sh", "-c", script]), Stdio(), user="bob", attachments=[attachment])
     running = await task.exec(launch)
     output = b"".join(data for _, data in frames(await asyncio.to_thread(read_all, ours))).decode()
     assert await running.wait() == await task.find_exec("e1")
@@ -184,7 +187,7 @@ async def test_exec_failures(world: World) -> None:
         'OCI runtime exec failed: exec failed: unable to start container process: exec: "foo": executable file not found in $PATH: unknown'
     )
     assert caught.value.exit_code == 127
-    with pytest.raises(StartFailed, match="^unable to find user eve"):
+    with pytest.raises(StartFailed, match=r"^unable to find user eve"):
         await task.exec(ExecLaunch("e", process(["true"]), Stdio(), user="eve"))
     assert await task.find_exec("e") is None
 
@@ -192,7 +195,8 @@ async def test_exec_failures(world: World) -> None:
 async def test_exec_with_terminal_and_input(world: World) -> None:
     task = await world.start(world.launch(["sleep", "100"]))
     ours, attachment = pair(stdin=True)
-    running = await task.exec(ExecLaunch("tty", process(["sh"]), Stdio(tty=True, open_stdin=True, console_size=(20, 30)), attachments=[attachment]))
+    stdio = Stdio(tty=True, open_stdin=True, console_size=(20, 30))
+    running = await task.exec(ExecLaunch("tty", process(["sh"]), stdio, attachments=[attachment]))
     ours.sendall(b"stty size; tty; exit 3\n")
     data = await asyncio.to_thread(read_all, ours)
     assert b"20 30" in data
@@ -209,7 +213,8 @@ async def test_exec_with_terminal_and_input(world: World) -> None:
 async def test_exec_privileged_and_background_child(world: World) -> None:
     task = await world.start(world.launch(["sleep", "100"]))
     ours, attachment = pair()
-    running = await task.exec(ExecLaunch("p", process(["sh", "-c", "grep CapEff /proc/self/status; sleep 50 &"]), Stdio(), privileged=True, attachments=[attachment]))
+    script = "grep CapEff /proc/self/status; sleep 50 &"
+    running = await task.exec(ExecLaunch("p", process(["sh", "-c", script]), Stdio(), privileged=True, attachments=[attachment]))
     line = await asyncio.to_thread(ours.recv, 100)
     assert int(line.split()[1], 16) > 1 << 39
     assert (await asyncio.wait_for(running.wait(), 10)).code == 0

@@ -1,7 +1,8 @@
 """``RuntimeDriver``: tasks as processes of our own runtime. It talks to the launcher (to start) and to keepers (for everything else).
 
-The daemon holds nothing that a running task needs: ``start`` sends a plan and the clients' sockets to the launcher and from then on hears from the
-keeper over a connection of its own; ``recover`` opens a new one through the socket in the run directory. What a task has left there:
+The daemon holds nothing that a running task needs: ``start`` sends a plan and the clients' sockets to the launcher
+and from then on hears from the keeper over a connection of its own; ``recover`` opens a new one through the socket in
+the run directory. What a task has left there:
 
     keeper.sock answers         running (or its exit not yet fully told)
     exit.json                   exited

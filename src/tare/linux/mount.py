@@ -1,8 +1,9 @@
 """Mounts and paths by file descriptor: the new mount API and openat2.
 
-The one pattern behind most escapes of container runtimes is a path that is checked as a string and then used. Here a path inside a root is
-resolved once, by the kernel, with RESOLVE_IN_ROOT; what comes back is a descriptor, and mounting happens onto that descriptor. A mount is made
-detached (``fsopen``/``open_tree``), given its attributes, and only then attached (``move_mount``): it is never visible half-configured.
+The one pattern behind most escapes of container runtimes is a path that is checked as a string and then used. Here a
+path inside a root is resolved once, by the kernel, with RESOLVE_IN_ROOT; what comes back is a descriptor, and
+mounting happens onto that descriptor. A mount is made detached (``fsopen``/``open_tree``), given its attributes, and
+only then attached (``move_mount``): it is never visible half-configured.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ def overlay(lower: Iterable[str], upper: str, work: str, options: Iterable[str] 
 
 
 def _overlay_by_string(lower: list[str], upper: str, work: str, options: Iterable[str], attributes: int) -> int:
-    """mount(2) takes one page of options: name every directory by descriptor, so that a hundred layers fit. Needs a mount point: ``work``."""
+    """mount(2) takes one page of options: name every directory by descriptor, so that a hundred layers fit. Needs a
+    mount point: ``work``."""
     descriptors = [os.open(path, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in [*lower, upper, work]]
     try:
         names = [f"/proc/self/fd/{fd}" for fd in descriptors]

@@ -1,7 +1,8 @@
 """Pseudo-terminals, opened by descriptor only.
 
-A container owns its devpts, so nothing below it may be trusted by path: the master comes from a devpts whose superblock was checked, and the
-slave from the master itself (TIOCGPTPEER), never from a name in /dev/pts (CVE-2025-52565).
+A container owns its devpts, so nothing below it may be trusted by path: the master comes from a devpts whose
+superblock was checked, and the slave from the master itself (TIOCGPTPEER), never from a name in /dev/pts
+(CVE-2025-52565).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The keeper's control socket and its connections.
 
-The socket's path may be longer than an address allows, so both sides go through ``/proc/self/fd/DIRFD/keeper.sock``. Only the keeper's own user and
-root may connect; the directory and the socket's mode say so as well.
+The socket's path may be longer than an address allows, so both sides go through ``/proc/self/fd/DIRFD/keeper.sock``.
+Only the keeper's own user and root may connect; the directory and the socket's mode say so as well.
 """
 
 from __future__ import annotations

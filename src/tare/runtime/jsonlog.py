@@ -6,12 +6,14 @@ On disk, one record per line of output, newest file first (``max_file`` of them)
     ID-json.log.1    older
     ID-json.log.2    oldest
 
-With labels or tags a record has ``"attrs":{...}`` before the time. A line longer than 16 KiB becomes several records; all but the last lack the
-``\\n``. Text that is not UTF-8 becomes U+FFFD byte by byte, and escapes are those of Go's encoder, so that any reader of Docker's files reads ours.
+With labels or tags a record has ``"attrs":{...}`` before the time. A line longer than 16 KiB becomes several records;
+all but the last lack the ``\\n``. Text that is not UTF-8 becomes U+FFFD byte by byte, and escapes are those of Go's
+encoder, so that any reader of Docker's files reads ours.
 
-Why whole chunks: a record per line in Python costs more than a microsecond per line; the common case here (complete lines, plain text) is one
-scan for special bytes and one ``replace`` of the newlines by "end of record, begin of record". All lines of a chunk share one time stamp. Only
-whole records are ever written, in one write(2): a reader that follows the file sees no torn line.
+Why whole chunks: a record per line in Python costs more than a microsecond per line; the common case here (complete
+lines, plain text) is one scan for special bytes and one ``replace`` of the newlines by "end of record, begin of
+record". All lines of a chunk share one time stamp. Only whole records are ever written, in one write(2): a reader
+that follows the file sees no torn line.
 
 The end of output without a newline waits (at most 16 KiB per stream) for more, or for ``flush``.
 """
@@ -25,6 +27,7 @@ import time
 from collections.abc import Mapping
 
 LINE_LIMIT = 16 * 1024
+_BEGIN = b'{"log":"'
 
 _PLAIN = bytes(c for c in range(0x20, 0x7F) if c not in b'"\\<>&') + b"\n\x7f"
 _ESCAPES: tuple[tuple[bytes, bytes], ...] = (
@@ -168,18 +171,16 @@ class JsonLog:
         close = b'","stream":"' + stream.encode() + b'"' + self._attributes + b',"time":"' + stamp + b'"}\n'
         block = b""
         if lines:
-            if has_long_line(lines):
-                text = self._with_partials(lines, close)
-            else:
-                text = escape(lines).replace(b"\n", b"\\n" + close + b'{"log":"')
-            block = b'{"log":"' + text[:-8]
+            plain = not has_long_line(lines)
+            text = escape(lines).replace(b"\n", b"\\n" + close + _BEGIN) if plain else self._with_partials(lines, close)
+            block = _BEGIN + text[: -len(_BEGIN)]
         for piece in partial:
-            block += b'{"log":"' + escape(piece) + close
+            block += _BEGIN + escape(piece) + close
         self._append(block)
 
     def _with_partials(self, lines: bytes, close: bytes) -> bytes:
         """As the common case, with long lines cut into several records."""
-        separator = close + b'{"log":"'
+        separator = close + _BEGIN
         records = []
         for line in lines[:-1].split(b"\n"):
             pieces = [line] if len(line) <= LINE_LIMIT else split_long(line)

@@ -3,14 +3,16 @@
 What it holds: standard input and output, the log, the cgroup, the exit status. On disk, in the container's run directory (mode 0700):
 
     keeper.sock   control socket (SOCK_SEQPACKET, mode 0600), there while the keeper lives
-    task.json     {"id", "pid", "start_time", "keeper", "keeper_start_time", "started_at", "cgroup", "warnings", "exec_defaults"}; once started
+    task.json     {"id", "pid", "start_time", "keeper", "keeper_start_time", "started_at", "cgroup", "warnings",
+                  "exec_defaults"}; once started
     exit.json     {"code", "finished_at", "oom_killed", "error", "pid", "started_at", "warnings", "execs": {id: {...}}}
 
 Order at the end: init reaped → rest killed → output drained, log closed → exit.json written → announced → cgroup removed → socket removed →
 attachments linger → the keeper exits.
 
-Control protocol (``runtime.messages``): requests ``{"op", "n", ...}`` are answered by ``{"n", "ok": {...}}`` or ``{"n", "error": text, "kind": errno
-name}``; events are ``{"event": "started" | "failed" | "exit" | "exec-exit", ...}`` on every connection.
+Control protocol (``runtime.messages``): requests ``{"op", "n", ...}`` are answered by ``{"n", "ok": {...}}`` or
+``{"n", "error": text, "kind": errno name}``; events are ``{"event": "started" | "failed" | "exit" | "exec-exit",
+...}`` on every connection.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """The launcher: a warm process from which keepers are forked.
 
-It is started once by the daemon and has everything imported, so that a fork is a container's whole start-up cost. It runs one thread, holds one
-socket to the daemon, and ends when that closes. Keepers in use do not depend on it.
+It is started once by the daemon and has everything imported, so that a fork is a container's whole start-up cost. It
+runs one thread, holds one socket to the daemon, and ends when that closes. Keepers in use do not depend on it.
 
-Spares. Forking a keeper and its init and making cgroups in ten hierarchies costs milliseconds that no container has to wait for: the launcher keeps
-a few pairs ready. A spare keeper has entered its new pid namespace and forked an init into it, which sits in cgroups named ``spare-PID`` below the
-cgroup parent (v1: they are renamed for the container) and waits for its steps. A spare serves every container with a pid namespace of its own and
-the default cgroup parent; the pool is refilled when the launcher has been idle for a moment.
+Spares. Forking a keeper and its init and making cgroups in ten hierarchies costs milliseconds that no container has
+to wait for: the launcher keeps a few pairs ready. A spare keeper has entered its new pid namespace and forked an init
+into it, which sits in cgroups named ``spare-PID`` below the cgroup parent (v1: they are renamed for the container)
+and waits for its steps. A spare serves every container with a pid namespace of its own and the default cgroup parent;
+the pool is refilled when the launcher has been idle for a moment.
 
 Spares end with the launcher: the end of its socket is their signal. What a kill -9 of everything leaves behind, the next launcher removes.
 
-Start request of the daemon (one packet): one byte, ``S`` (a spare will do) or ``C`` (it will not), then JSON ``{"id", "keeper", "steps": text,
-"exec_defaults": text, "attachments": [...]}``, with the descriptors [control connection, attachment sockets ...]. The answer comes from the
-keeper over the control connection.
+Start request of the daemon (one packet): one byte, ``S`` (a spare will do) or ``C`` (it will not), then JSON ``{"id",
+"keeper", "steps": text, "exec_defaults": text, "attachments": [...]}``, with the descriptors [control connection,
+attachment sockets ...]. The answer comes from the keeper over the control connection.
 """
 
 from __future__ import annotations

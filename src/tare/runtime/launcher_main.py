@@ -8,6 +8,6 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-from tare.runtime.launcher import main  # noqa: E402
+from tare.runtime.launcher import main
 
 main(json.loads(sys.argv[2]))

@@ -41,8 +41,7 @@ _DEV_MOUNT: dict[str, Any] = {
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
 }
 _IPC_SYSCTLS = frozenset(
-    ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni")
-    + ("kernel.shm_rmid_forced",)
+    "kernel." + name for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
 
 
@@ -130,7 +129,8 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
 
 
 def fits_spare(plan: Plan) -> bool:
-    """Whether an init that was made ahead can serve: its pid, network, UTS and IPC namespaces are new and belong to the host's user namespace."""
+    """Whether an init that was made ahead can serve: its pid, network, UTS and IPC namespaces are new and belong to the
+    host's user namespace."""
     new = next((item.kinds for item in plan.steps if isinstance(item, namespaces.NewNamespaces)), ())
     user = any(isinstance(item, namespaces.NewUserNamespace) for item in plan.steps) or "user" in plan.exec_defaults["kinds"]
     return plan.keeper.pid_namespace == "new" and not user and {"net", "uts", "ipc"} <= set(new)

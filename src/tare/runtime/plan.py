@@ -1,11 +1,11 @@
 """A container's start as data: what the keeper sets up around it and the steps that its init goes through.
 
-A ``Plan`` is made by a pure function (``runtime.lowering``), travels as JSON to the launcher, and is run by keeper and init. Being data it can be
-printed before anything runs, compared in tests and explained to its user.
+A ``Plan`` is made by a pure function (``runtime.lowering``), travels as JSON to the launcher, and is run by keeper
+and init. Being data it can be printed before anything runs, compared in tests and explained to its user.
 
-A *step* is a NamedTuple with ``describe()`` (one line for humans) and ``run(context)`` (the system calls). Its JSON form is
-``["StepName", {field: value}]``. The names live in one registry, filled by the modules of ``runtime.steps``; decoding turns JSON arrays into tuples,
-so that a decoded plan equals the one that was encoded.
+A *step* is a NamedTuple with ``describe()`` (one line for humans) and ``run(context)`` (the system calls). Its JSON
+form is ``["StepName", {field: value}]``. The names live in one registry, filled by the modules of ``runtime.steps``;
+decoding turns JSON arrays into tuples, so that a decoded plan equals the one that was encoded.
 """
 
 from __future__ import annotations

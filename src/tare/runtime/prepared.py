@@ -1,8 +1,9 @@
 """What a spare init makes before it knows its container: namespaces, and the file systems that nearly every container mounts.
 
-New network, UTS and IPC namespaces and half a dozen file system instances cost two milliseconds, and they are the same for all containers: a spare
-has them ready. The file systems are detached mounts; a ``MountFilesystem`` step whose every parameter equals one of them takes it, any other step
-makes its own. The mount namespace is not made ahead: it has to see the host's mounts as they are at the start.
+New network, UTS and IPC namespaces and half a dozen file system instances cost two milliseconds, and they are the
+same for all containers: a spare has them ready. The file systems are detached mounts; a ``MountFilesystem`` step
+whose every parameter equals one of them takes it, any other step makes its own. The mount namespace is not made
+ahead: it has to see the host's mounts as they are at the start.
 
 Everything here is optional: what cannot be made is not there, and the steps do it.
 """

@@ -1,8 +1,9 @@
 """Starting the launcher so that no container can ever write the engine's interpreter (CVE-2019-5736).
 
-Keepers and inits are forks of the launcher, and a container may get hold of ``/proc/PID/exe`` of an init before it executes. The interpreter, its
-library and the standard library are therefore run from a detached, read-only clone of the mount they lie on: the file behind that link answers EROFS
-to whoever opens it for writing. The clone is reachable through its descriptor only, and gone when the last process that uses it ends.
+Keepers and inits are forks of the launcher, and a container may get hold of ``/proc/PID/exe`` of an init before it
+executes. The interpreter, its library and the standard library are therefore run from a detached, read-only clone of
+the mount they lie on: the file behind that link answers EROFS to whoever opens it for writing. The clone is reachable
+through its descriptor only, and gone when the last process that uses it ends.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@
     container ◄─ pipe or terminal ──  Input ◄── Attachment ◄── client socket
 
 Invariants:
-- Nothing grows without bound. An attachment that has more than ``QUEUE_LIMIT`` unsent bytes stops the reading of output (back-pressure reaches the
-  container, as with Docker); input that the container does not read stops the reading of clients.
+- Nothing grows without bound. An attachment that has more than ``QUEUE_LIMIT`` unsent bytes stops the reading of output
+  (back-pressure reaches the container, as with Docker); input that the container does not read stops the reading of
+  clients.
 - A client that takes nothing for ``STALL_SECONDS`` while output waits for it is dropped, so that it cannot stop a container for ever.
 - End of a client's input does not mean that it has gone: only a hang-up of both directions or a failed write does.
-- At the end an attachment is flushed, half-closed, read until the client closes (a close with unread input would be a reset and could destroy
-  the end of the output), then closed.
+- At the end an attachment is flushed, half-closed, read until the client closes (a close with unread input would be a
+  reset and could destroy the end of the output), then closed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Docker's user strings, looked up in the container root's own passwd and group files.
 
-The files belong to the image and may be hostile: only regular files are read, never through a link, never blocking on a FIFO, and never more
-than a fixed amount. The name service of the host is not asked (it would load libraries).
+The files belong to the image and may be hostile: only regular files are read, never through a link, never blocking on
+a FIFO, and never more than a fixed amount. The name service of the host is not asked (it would load libraries).
 
     ""  name  uid  name:group  uid:gid        plus additional groups by name or number
 """

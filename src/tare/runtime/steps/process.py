@@ -1,7 +1,7 @@
 """Steps that turn the init into the container's program: who it is, what it may do, where it starts, and exec.
 
-The order is that of ``runtime.lowering``. Nothing here imports or loads anything: we are inside the container's root, and what Python or the C
-library would load from now on is the container's file.
+The order is that of ``runtime.lowering``. Nothing here imports or loads anything: we are inside the container's root,
+and what Python or the C library would load from now on is the container's file.
 """
 
 from __future__ import annotations
