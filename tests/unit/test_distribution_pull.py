@@ -170,6 +170,27 @@ async def test_one_of_two_waiters_may_leave(registry: FakeRegistry, world: World
         await first
 
 
+async def test_anothers_failing_registry_does_not_fail_us(registry: FakeRegistry, world: World) -> None:
+    built = registry.add(build_image(FILES))
+    async with serving() as other:
+        other.add(build_image(FILES, config={"Cmd": ["other"]}))
+
+        async def stall(request: web.Request) -> web.StreamResponse | None:
+            if built.layers[0] not in request.path:
+                return None
+            await asyncio.sleep(0.2)
+            return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+
+        other.faults.append(stall)
+        theirs = asyncio.create_task(world.images.pull(f"{other.address}/app"))
+        while not other.asked(built.layers[0]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        ours = asyncio.create_task(world.images.pull(f"{registry.address}/app"))
+        with pytest.raises(NotFound, match="blob unknown"):
+            await theirs
+        assert (await ours).id == built.image_id
+
+
 # --- interruptions
 
 

@@ -214,9 +214,7 @@ async def test_users(world: World) -> None:
     image = await world.make("app")
     short = Digest.parse(image.id).short
     world.users[image.id] = [("c" * 64, False)]
-    using = (
-        f'conflict: unable to remove repository reference "app" (must force) - container cccccccccccc is using its referenced image '
-    )
+    using = 'conflict: unable to remove repository reference "app" (must force) - container cccccccccccc is using its referenced image '
     await conflict(world, "app", using + short)
     stopped = f"conflict: unable to delete {short} (must be forced) - image is being used by stopped container cccccccccccc"
     await conflict(world, short, stopped)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tare.distribution.endpoints import RegistryPolicy
 from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.sharing import SharedTasks
 from tare.distribution.transfer import STAGES, LayerTransfer
-from tare.errors import Corrupt, NotFound, Unsupported
+from tare.errors import Corrupt, NotFound, TareError, Unsupported
 from tare.oci.digest import Digest
 from tare.oci.image import (
     CONFIG_LIMIT,
@@ -88,7 +89,10 @@ class Registry:
         self._layers = layers
         self._policy = policy or RegistryPolicy()
         self._slots = asyncio.Semaphore(max(1, max_concurrent_downloads))
-        self._pool = ThreadPoolExecutor(max(1, max_concurrent_downloads) * STAGES + 1, thread_name_prefix="tare-pull")
+        self._threads = max(1, max_concurrent_downloads) * STAGES + 1
+        self._pool: ThreadPoolExecutor | None = None
+        """Exists while pulls run: an idle daemon keeps no threads for them."""
+        self._pulls = 0
         self._transfers: SharedTasks[None] = SharedTasks()
         self._loading = asyncio.Lock()
         self._transport: Transport | None = None
@@ -97,7 +101,6 @@ class Registry:
         if self._transport is not None:
             await self._transport.close()
             self._transport = None
-        self._pool.shutdown(wait=False)
 
     async def pull(
         self,
@@ -113,8 +116,20 @@ class Registry:
         repository = await self.repository(reference, credentials)
         found = await self._documents(repository, platform, pin)
         await pin([*found.diff_ids, *(layer.digest for layer in found.manifest.layers)])
-        await self._layers_of(repository, found, report)
+        with self._workers():
+            await self._layers_of(repository, found, report)
         return found
+
+    @contextmanager
+    def _workers(self) -> Iterator[None]:
+        self._pulls += 1
+        try:
+            yield
+        finally:
+            self._pulls -= 1
+            if not self._pulls and self._pool is not None:
+                self._pool.shutdown(wait=False)
+                self._pool = None
 
     async def repository(self, reference: Reference, credentials: Credentials | None = None) -> Repository:
         """The repository of ``reference`` as this user sees it."""
@@ -187,16 +202,27 @@ class Registry:
         await _all(jobs)
 
     async def _layer(self, repository: Repository, descriptor: Descriptor, diff_id: Digest, report: Report) -> None:
+        mine = False
+
         async def work(tell: Report) -> None:
+            nonlocal mine
+            mine = True
             if self._slots.locked():
                 tell(Progress("Waiting", descriptor.digest.short))
             async with self._slots:
                 if self._layers.has(diff_id):
                     return
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tare-pull")
                 transfer = LayerTransfer(descriptor, diff_id, self._content, self._layers, self._pool, tell)
                 await transfer.run(repository)
 
-        await self._transfers.run((diff_id, descriptor.digest), work, report)
+        while True:
+            try:
+                return await self._transfers.run((diff_id, descriptor.digest), work, report)
+            except TareError:
+                if mine:
+                    raise  # else another pull's registry failed it: that says nothing about ours
 
 
 async def _pin_nothing(digests: Iterable[Digest]) -> None:
