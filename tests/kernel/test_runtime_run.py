@@ -304,7 +304,7 @@ async def test_interpreter_cannot_be_written(world: World) -> None:
     task = await world.start(world.launch(["sleep", "100"]))
     for pid in (world.driver.launcher_pid, int(Path(f"/proc/{task.pid}/status").read_text().split("PPid:\t")[1].split()[0])):
         with pytest.raises(OSError, match="Read-only file system"):
-            os.open(f"/proc/{pid}/exe", os.O_WRONLY)
+            os.open(f"/proc/{pid}/exe", os.O_WRONLY | os.O_TRUNC)
         mapped = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "libpython" in line}
         assert len(mapped) <= 1
 
