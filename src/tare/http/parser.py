@@ -135,10 +135,10 @@ class RequestParser:
             if self._blank > MAX_BLANK_LINES:
                 raise ProtocolError(400, "too many blank lines before the request")
             del buffer[:2]
-        if not buffer:
+        if not buffer or buffer == b"\r":  # the second may be half of a blank line
             return None
         # Something that is not HTTP at all (a TLS hello, garbage) is answered at once, not after a time-out.
-        if self._scanned == 0 and buffer[0] not in _TOKEN_START and buffer != b"\r":
+        if self._scanned == 0 and buffer[0] not in _TOKEN_START:
             raise ProtocolError(400, "malformed HTTP request")
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3))
         if end < 0:
