@@ -1,13 +1,16 @@
 """The wire to the daemon: HTTP/1.1 over unix and TCP sockets, streams, and connections that are taken over.
 
-Theory. ``http.client`` costs 23 ms to import and can neither hand out left-over bytes after ``101`` nor half-close; the little that a client
-of the Engine API needs is less code than working round that. A `Client` holds an address and the idle connections to it. A `Response` is
-either read to its end, which gives its connection back, or closed, which ends the connection. A hijacked connection leaves HTTP for good.
+Theory. ``http.client`` costs 23 ms to import and can neither hand out left-over bytes after ``101`` nor half-close;
+the little that a client of the Engine API needs is less code than working round that. A `Client` holds an address and
+the idle connections to it. A `Response` is either read to its end, which gives its connection back, or closed, which
+ends the connection. A hijacked connection leaves HTTP for good.
 
-Version negotiation costs no round trip of its own: requests carry our version, and a daemon that is older refuses them with 400 and names
-its own version in the ``Api-Version`` header; the request is then sent again with that. Nothing has been executed in that case.
+Version negotiation costs no round trip of its own: requests carry our version, and a daemon that is older refuses
+them with 400 and names its own version in the ``Api-Version`` header; the request is then sent again with that.
+Nothing has been executed in that case.
 
-``_socket`` is the C half of the ``socket`` module: the same objects without the 4 ms for enumerations and file wrappers nobody uses here.
+``_socket`` is the C half of the ``socket`` module: the same objects without the 4 ms for enumerations and file
+wrappers nobody uses here.
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ def quote(text: str, *, slash: bool = True) -> str:
 
 
 def query_string(query: Mapping[str, object]) -> str:
-    """``?a=b&c=1`` without the entries that are None or empty text; True is 1 and False is 0."""
+    """``a=b&c=1`` without the entries that are None or empty text; True is 1 and False is 0."""
     parts = []
     for key, value in query.items():
         if value is None or value == "":
             continue
         parts.append(f"{key}={quote(str(int(value)) if isinstance(value, bool) else str(value))}")
-    return "?" + "&".join(parts) if parts else ""
+    return "&".join(parts)
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
@@ -303,6 +306,13 @@ class Client:
         response = self._send("HEAD", "/_ping", None, b"", {})
         self._adopt(response)
 
+    def answers(self) -> bool:
+        """Whether a daemon serves requests here."""
+        try:
+            return self._send("HEAD", "/_ping", None, b"", {}).status == 200
+        except (CliError, OSError):
+            return False
+
     def _adopt(self, response: Response) -> bool:
         theirs = response.headers.get("api-version", "")
         if theirs and version_tuple(theirs) < version_tuple(self.version):
@@ -311,14 +321,13 @@ class Client:
         return False
 
     def _head(self, method: str, path: str, query: Mapping[str, object] | None, headers: Mapping[str, str]) -> bytes:
-        target = f"/v{self.version}{path}{query_string(query or {})}"
+        parameters = query_string(query or {})
+        target = f"/v{self.version}{path}{('&' if '?' in path else '?') + parameters if parameters else ''}"
         lines = [f"{method} {target} HTTP/1.1", "Host: api.tare.localhost", "User-Agent: tare"]
         lines.extend(f"{name}: {value}" for name, value in headers.items())
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
-    def _send(
-        self, method: str, path: str, query: Mapping[str, object] | None, data: bytes, headers: dict[str, str]
-    ) -> Response:
+    def _send(self, method: str, path: str, query: Mapping[str, object] | None, data: bytes, headers: dict[str, str]) -> Response:
         if data or method in ("POST", "PUT"):
             headers["Content-Length"] = str(len(data))
         while True:

@@ -1,7 +1,8 @@
 """Options of ``run`` and ``create`` to the body of ``POST /containers/create``.
 
-A pure function of the options, the local environment and the files that options name. The body has the same fields as the one docker's client
-sends, in the same order, so that the two can be compared field by field (tests/unit/test_cli_create_body.py does).
+A pure function of the options, the local environment and the files that options name. The body has the same fields as
+the one docker's client sends, in the same order, so that the two can be compared field by field
+(tests/unit/test_cli_create_body.py does).
 """
 
 from __future__ import annotations

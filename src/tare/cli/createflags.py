@@ -13,12 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tare.cli.flags import Kind, Row
 
-_SYSCTLS = frozenset(
-    f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
-)
-_ULIMITS = frozenset(
-    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
-)
+_SYSCTLS = frozenset(f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"))
+_ULIMITS = frozenset("core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())
 
 
 def _env(text: str) -> str:
@@ -78,8 +74,11 @@ def _ulimit(text: str) -> object:
         raise ValueError(f"invalid ulimit type: {name}")
     parts = limits.split(":")
     if len(parts) > 2 or not parts[0]:
-        raise ValueError(f"too many limit value arguments - {limits}, can only have up to two, `soft[:hard]`" if parts[0] else
-                         'strconv.ParseInt: parsing "": invalid syntax')
+        raise ValueError(
+            f"too many limit value arguments - {limits}, can only have up to two, `soft[:hard]`"
+            if parts[0]
+            else 'strconv.ParseInt: parsing "": invalid syntax'
+        )
     numbers = []
     for part in parts:
         try:
@@ -224,7 +223,12 @@ CREATE_FLAGS: tuple[Row, ...] = (
     ("health-interval", "", "duration", "Time between running the check (ms|s|m|h)"),
     ("health-retries", "", "int", "Consecutive failures needed to report unhealthy"),
     ("health-start-interval", "", "duration", "Time between running the check during the start period (ms|s|m|h)"),
-    ("health-start-period", "", "duration", "Start period for the container to initialize before starting health-retries countdown (ms|s|m|h)"),
+    (
+        "health-start-period",
+        "",
+        "duration",
+        "Start period for the container to initialize before starting health-retries countdown (ms|s|m|h)",
+    ),
     ("health-timeout", "", "duration", "Maximum time to allow one check to run (ms|s|m|h)"),
     ("hostname", "h", "string", "Container host name"),
     ("init", "", "bool", "Run an init inside the container that forwards signals and reaps processes"),

@@ -1,8 +1,9 @@
 """JSON text to values and back, without the ``json`` package on the fast path.
 
-``import json`` costs 6 ms because it pulls in ``re`` and ``enum``; a whole ``tare run`` has a few dozen. CPython's own accelerator ``_json``
-does the work of both directions and is all that is needed for documents without special hooks. Where it is missing or differs (another
-interpreter, a later release), the public package takes over; a unit test compares the two on every kind of document.
+``import json`` costs 6 ms because it pulls in ``re`` and ``enum``; a whole ``tare run`` has a few dozen. CPython's
+own accelerator ``_json`` does the work of both directions and is all that is needed for documents without special
+hooks. Where it is missing or differs (another interpreter, a later release), the public package takes over; a unit
+test compares the two on every kind of document.
 """
 
 from __future__ import annotations

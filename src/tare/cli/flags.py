@@ -1,10 +1,12 @@
 """Command lines in the POSIX/GNU manner of docker's: declared flags, one parser, help text, error text.
 
-Why not argparse: it costs 6 ms to import, and it differs from docker where users notice: ``-it``, ``-p80:80``, ``--rm=false``, flags that end
-at the first operand (``run IMAGE sh -c ...``), and the wording of errors. Flags are plain tuples in tables, so that a verb with a hundred of
-them loads in no time; a value is checked by its *kind* while parsing, so a bad one is refused before the daemon hears of anything.
+Why not argparse: it costs 6 ms to import, and it differs from docker where users notice: ``-it``, ``-p80:80``,
+``--rm=false``, flags that end at the first operand (``run IMAGE sh -c ...``), and the wording of errors. Flags are
+plain tuples in tables, so that a verb with a hundred of them loads in no time; a value is checked by its *kind* while
+parsing, so a bad one is refused before the daemon hears of anything.
 
-A flag table row is ``(name, shorthand, kind, help)`` or ``(name, shorthand, kind, help, default)``. Kinds are the keys of ``KINDS``.
+A flag table row is ``(name, shorthand, kind, help)`` or ``(name, shorthand, kind, help, default)``. Kinds are the
+keys of ``KINDS``.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def parse_swap(text: str) -> int:
     return -1 if text == "-1" else parse_size(text)
 
 
-_DURATION_UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_SECOND = 10**9
+_DURATION_UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 1_000_000, "s": _SECOND, "m": 60 * _SECOND, "h": 3600 * _SECOND}
 
 
 def parse_duration(text: str) -> int:
@@ -183,7 +186,20 @@ class Command:
     ``interspersed`` is false where everything after the first operand belongs to the container. ``most`` is -1 for any number.
     """
 
-    __slots__ = ("aliases", "error_prefix", "examples", "flags", "interspersed", "kinds", "least", "most", "name", "run", "summary", "usage")
+    __slots__ = (
+        "aliases",
+        "error_prefix",
+        "examples",
+        "flags",
+        "interspersed",
+        "kinds",
+        "least",
+        "most",
+        "name",
+        "run",
+        "summary",
+        "usage",
+    )
 
     def __init__(
         self,
@@ -255,9 +271,7 @@ def _default(kind: Kind, row: Row) -> object:
     return _ZERO.get(row[2], "")
 
 
-def parse(
-    rows: Iterable[Row], words: Sequence[str], *, kind: Callable[[str], Kind], interspersed: bool = True
-) -> Options | None:
+def parse(rows: Iterable[Row], words: Sequence[str], *, kind: Callable[[str], Kind], interspersed: bool = True) -> Options | None:
     """Parse ``words`` against a flag table. ``None`` means that help was asked for."""
     by_name: dict[str, Row] = {}
     by_short: dict[str, Row] = {}
@@ -338,7 +352,7 @@ def _nearest_flag(name: str, known: Iterable[str]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The one of ``known`` that ``word`` was probably meant to be, or nothing."""
-    best, best_distance = "", 3
+    best, best_distance = "", 2 if len(word) <= 4 else 3
     for candidate in known:
         if candidate.startswith(word) and len(word) >= 3:
             distance = 1

@@ -157,7 +157,7 @@ def _calendar(text: str) -> int:
     try:
         nanos = parse_time_ns(f"{date}T{plain}{zone or 'Z'}")
     except ValueError:
-        raise ValueError(f'failed to parse value "{text}" as a time or a duration') from None
+        raise ValueError(f'failed to parse value as time or duration: "{text}"') from None
     if zone:
         return nanos
     seconds = nanos // 10**9

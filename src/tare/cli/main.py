@@ -50,9 +50,7 @@ MANAGEMENT = {
     "image": "Manage images",
     "system": "Manage Tare",
 }
-_CONTAINER_VERBS = (
-    "attach create exec inspect kill logs ls restart rm run start stats stop top wait"  # ls stands for ps
-)
+_CONTAINER_VERBS = "attach create exec inspect kill logs ls restart rm run start stats stop top wait"  # ls stands for ps
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "container": {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),

@@ -126,9 +126,7 @@ def _recursive(options: dict[str, Any], value: str) -> None:
     elif value == "readonly":
         options["ReadOnlyForceRecursive"] = True
     elif value != "enabled":
-        raise ValueError(
-            f'invalid value for bind-recursive: {value} (must be "enabled", "disabled", "writable", or "readonly")'
-        )
+        raise ValueError(f'invalid value for bind-recursive: {value} (must be "enabled", "disabled", "writable", or "readonly")')
 
 
 def _checked(mount: dict[str, Any], options: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -136,7 +136,9 @@ def parse_network(text: str) -> object:
         key, separator, value = field.partition("=")
         key, value = key.strip().lower(), value.strip()
         if not separator:
-            raise ValueError(f"invalid key/value pair format in driver options: {field}" if key == "driver-opt" else f"invalid field {field}")
+            raise ValueError(
+                f"invalid key/value pair format in driver options: {field}" if key == "driver-opt" else f"invalid field {field}"
+            )
         if key == "name":
             network["name"] = value
         elif key in ("alias", "link-local-ip"):

@@ -1,7 +1,8 @@
 """``pull``, and the display of progress that it shares with ``run``.
 
-Progress is a stream of JSON objects: ``status``, an ``id`` for a line of its own, ``progressDetail`` with current and total. On a terminal each id
-has its line, which is rewritten in place; elsewhere every change of status is a line and the moving numbers are left out.
+Progress is a stream of JSON objects: ``status``, an ``id`` for a line of its own, ``progressDetail`` with current and
+total. On a terminal each id has its line, which is rewritten in place; elsewhere every change of status is a line and
+the moving numbers are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Image names as a user types them: enough of the reference grammar to split, complete and shorten them.
 
-The daemon has the full parser; the client needs the parts for ``pull`` (``fromImage`` and ``tag``), for "Unable to find image", and to refuse a
-malformed name with the same words before anything is sent.
+The daemon has the full parser; the client needs the parts for ``pull`` (``fromImage`` and ``tag``), for "Unable to
+find image", and to refuse a malformed name with the same words before anything is sent.
 """
 
 from __future__ import annotations

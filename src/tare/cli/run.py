@@ -1,7 +1,8 @@
 """``run`` and ``create``.
 
-The order of calls is docker's: create (pulling on 404), attach and wait for 101, wait for the exit, start, then carry bytes; the exit status is
-the container's. What goes wrong before the container runs is 125, or 126 and 127 for a command that cannot be executed or found.
+The order of calls is docker's: create (pulling on 404), attach and wait for 101, wait for the exit, start, then carry
+bytes; the exit status is the container's. What goes wrong before the container runs is 125, or 126 and 127 for a
+command that cannot be executed or found.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def create(client: Client, options: Options, body: Document) -> str:
     _check_cidfile(cidfile)
     policy = options.text("pull")
     if policy not in _PULL and policy:
-        raise CliError(f"invalid pull option: '{policy}': must be one of \"always\", \"missing\" or \"never\"", 125)
+        raise CliError(f'invalid pull option: \'{policy}\': must be one of "always", "missing" or "never"', 125)
     image = options.operands[0]
     reference = parse(image)
     query = {"name": options.text("name"), "platform": options.text("platform")}
@@ -80,9 +81,7 @@ def _pull(client: Client, image: str, options: Options) -> None:
 def _warn(body: Document) -> None:
     host = body["HostConfig"]
     if host["OomKillDisable"] and not host["Memory"]:
-        sys.stderr.write(
-            "WARNING: Disabling the OOM killer on containers without setting a '-m/--memory' limit may be dangerous.\n"
-        )
+        sys.stderr.write("WARNING: Disabling the OOM killer on containers without setting a '-m/--memory' limit may be dangerous.\n")
     for server in host["Dns"]:
         if server.startswith("127.") or server == "::1":
             sys.stderr.write(f"WARNING: Localhost DNS setting (--dns={server}) may fail in containers.\n")
@@ -178,7 +177,7 @@ _EXAMPLES = (
     "tare run --rm busybox echo hello           run a command, then remove the container",
     "tare run -it --rm debian:bookworm bash     a shell in a fresh Debian",
     "tare run -d --name web -p 8080:80 IMAGE    a service in the background, port 8080 of this host",
-    "tare run --rm -v \"$PWD\":/src -w /src IMAGE make",
+    'tare run --rm -v "$PWD":/src -w /src IMAGE make',
     "tare run --rm -m 256m --cpus 1.5 IMAGE     with limits",
 )
 RUN = Command(

@@ -1,12 +1,14 @@
 """Carrying bytes between a hijacked connection and this process's standard streams.
 
-Without a terminal the daemon multiplexes: frames of 8 bytes header (stream, three zero bytes, big-endian length) and payload. `Demultiplexer`
-reads them out of large buffers and writes slices, many at a time, so neither long nor short frames cost a copy in Python.
+Without a terminal the daemon multiplexes: frames of 8 bytes header (stream, three zero bytes, big-endian length) and
+payload. `Demultiplexer` reads them out of large buffers and writes slices, many at a time, so neither long nor short
+frames cost a copy in Python.
 
-`carry` is one poll loop for both directions. stdin is read only when what was read before has been sent, so a container that does not read
-holds the producer back instead of filling memory; sending never blocks, so a container that writes while we send cannot lock us up. The end
-of stdin is passed on as a half-close, after which output goes on. With a terminal, the detach keys are recognised here: the connection is
-then simply given up, and the container goes on.
+`carry` is one poll loop for both directions. stdin is read only when what was read before has been sent, so a
+container that does not read holds the producer back instead of filling memory; sending never blocks, so a container
+that writes while we send cannot lock us up. The end of stdin is passed on as a half-close, after which output goes
+on. With a terminal, the detach keys are recognised here: the connection is then simply given up, and the container
+goes on.
 """
 
 from __future__ import annotations

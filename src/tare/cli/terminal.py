@@ -6,9 +6,9 @@ stdout blocks, and every handler uses a connection of its own, so it may interru
 
 from __future__ import annotations
 
+# The C half of ``signal``; the other half only adds enumerations (4 ms).
+import _signal  # type: ignore[import-not-found]
 import os
-
-import _signal  # the C half of ``signal``; the other half only adds enumerations (4 ms)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,0 +1,118 @@
+"""``version``."""
+
+from __future__ import annotations
+
+import sys
+
+from tare import __version__
+from tare.cli.connection import API_VERSION
+from tare.cli.failures import CliError
+from tare.cli.flags import Command
+
+CLIENT_VERSION = __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tare.cli.context import Context
+    from tare.cli.flags import Options
+
+
+def _client(version: str) -> dict[str, Any]:
+    from os import uname
+
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(uname().machine, uname().machine)
+    return {
+        "Version": CLIENT_VERSION,
+        "ApiVersion": version,
+        "DefaultAPIVersion": API_VERSION,
+        "PythonVersion": sys.version.split()[0],
+        "Os": "linux",
+        "Arch": machine,
+    }
+
+
+def _version(context: Context, options: Options) -> int:
+    failure: CliError | None = None
+    server = None
+    version = API_VERSION
+    layout = options.text("format")
+    try:
+        client = context.client
+        server = client.call("GET", "/version")
+        version = client.version
+    except CliError as error:
+        failure = error
+    document = {"Client": _client(version), "Server": server}
+    if layout:
+        _formatted(document, layout)
+    else:
+        sys.stdout.write(_text(document))
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _formatted(document: dict[str, Any], layout: str) -> None:
+    if layout == "json":
+        from tare.cli.documents import encode
+
+        sys.stdout.write(encode(document) + "\n")
+        return
+    from tare.cli.tables import templated
+
+    document["Client"]["APIVersion"] = document["Client"]["ApiVersion"]
+    sys.stdout.write(templated(layout, [document], None)[0] + "\n")
+
+
+def _text(document: dict[str, Any]) -> str:
+    client, server = document["Client"], document["Server"]
+    api = client["ApiVersion"]
+    if api != client["DefaultAPIVersion"]:
+        api += f" (downgraded from {client['DefaultAPIVersion']})"
+    rows = [
+        "Client: Tare", f" Version:\t{client['Version']}", f" API version:\t{api}", f" Python version:\t{client['PythonVersion']}",
+        f" OS/Arch:\t{client['Os']}/{client['Arch']}",
+    ]  # fmt: skip
+    if server is not None:
+        rows += ["", f"Server: {(server.get('Platform') or {}).get('Name', '')}".rstrip()]
+        for component in server.get("Components") or [{"Name": "Engine", "Version": server.get("Version"), "Details": server}]:
+            rows += _component(component)
+    return "".join(_aligned(row) + "\n" for row in rows)
+
+
+def _aligned(row: str) -> str:
+    label, tab, value = row.partition("\t")
+    return label.ljust(19) + value if tab else label
+
+
+_DETAILS = (
+    ("Version", "Version"), ("ApiVersion", "API version"), ("PythonVersion", "Python version"), ("GoVersion", "Go version"),
+    ("GitCommit", "Git commit"), ("BuildTime", "Built"), ("Os", "OS/Arch"), ("KernelVersion", "Kernel version"), ("Experimental", "Experimental"),
+)  # fmt: skip
+
+
+def _component(component: dict[str, Any]) -> list[str]:
+    details = {**(component.get("Details") or {}), "Version": component.get("Version", "")}
+    rows = [f" {component.get('Name', 'Engine')}:"]
+    for key, label in _DETAILS:
+        value = details.get(key)
+        if value in (None, ""):
+            continue
+        if key == "Os":
+            value = f"{value}/{details.get('Arch', '')}"
+        if key == "ApiVersion" and details.get("MinAPIVersion"):
+            value = f"{value} (minimum version {details['MinAPIVersion']})"
+        rows.append(f"  {label}:\t{value}")
+    return rows
+
+
+VERSION = Command(
+    "version",
+    "version [OPTIONS]",
+    "Show the version of client and daemon",
+    _version,
+    (("format", "f", "string", "Format output: 'json' or a Go template, such as '{{.Server.Version}}'"),),
+    most=0,
+)
