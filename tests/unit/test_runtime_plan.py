@@ -13,7 +13,6 @@ from tare.runtime.plan import ExecPlan, LogPlan, Plan, StdioPlan
 from tare.runtime.stdio import DetachKeys
 from tare.runtime.steps.process import DropPrivileges, LoadSeccomp, NoNewPrivileges
 
-
 KINDS = ("mount", "network", "uts", "pid", "ipc", "cgroup")
 
 

@@ -23,6 +23,7 @@ MAX_FDS = 250
 Message = dict[str, Any]
 
 _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
+_ANCILLARY_SPACE = socket.CMSG_SPACE(4 * (MAX_FDS + 1))
 _F_SEAL_ALL = 0x0001 | 0x0002 | 0x0004 | 0x0008
 
 
@@ -65,7 +66,11 @@ def send(sock: socket.socket, message: Message, fds: list[int] | None = None) ->
 
 def receive_bytes(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One encoded message and its descriptors (close-on-exec, owned by the caller). Empty bytes mean the end."""
-    data, ancillary, flags, _ = sock.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4 * (MAX_FDS + 1)), socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(PACKET_LIMIT, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # The peer closed without reading all that we sent. Its own last words may still be queued: the error is reported before them, once.
+        data, ancillary, flags, _ = sock.recvmsg(PACKET_LIMIT, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

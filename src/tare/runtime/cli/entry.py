@@ -1,0 +1,10 @@
+"""The script of the read-only interpreter: ``python -I -S entry.py PACKAGE_PARENT ARGUMENTS...`` (see ``readonly``)."""
+
+import sys
+
+sys.path.insert(0, sys.argv[1])
+del sys.argv[1]
+
+from tare.runtime.cli.main import main  # noqa: E402
+
+sys.exit(main(again=True))

@@ -1,0 +1,141 @@
+"""Steps of an init that has no keeper: it outlives the command that made it, and waits by itself for the order to start.
+
+``create`` leaves behind a listening socket, ``start.sock`` in the container's state directory, which only its init holds. ``start`` connects; from
+then on that connection is the init's line, so that a program that cannot be executed is an error of ``start``:
+
+    start → init   {"go": "exec"}
+    init → start   {"at": "start-hooks"} → {"go": "start-hooks", "state": {...}}      only with such hooks
+                   {"at": "ready"}, then the line closes: the program runs
+                   {"failed": ...}
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, NamedTuple
+
+from tare.linux import libc, process
+from tare.linux.constants import CLONE_NEWPID
+from tare.runtime import messages
+from tare.runtime.cli import hooks
+from tare.runtime.context import Context, KeeperGone, SetupFailed
+from tare.runtime.plan import step
+
+
+@step
+class ForkIntoPidNamespace(NamedTuple):
+    """A pid namespace that belongs to the new user namespace: proc can only be mounted by root of the namespace that owns it."""
+
+    def describe(self) -> str:
+        return "enter a new pid namespace owned by the user namespace, go on as its process 1"
+
+    def run(self, context: Context) -> None:
+        libc.unshare(CLONE_NEWPID)
+        pid = os.fork()
+        if pid:
+            messages.send(context.line, {"at": "forked", "pid": pid})
+            os._exit(0)
+        process.set_dumpable(False)
+
+
+@step
+class Outlive(NamedTuple):
+    """Do not die with the command that forked us."""
+
+    def describe(self) -> str:
+        return "outlive the command"
+
+    def run(self, context: Context) -> None:
+        process.die_with_parent(0)
+
+
+@step
+class AwaitStart(NamedTuple):
+    """Wait for ``tare-runtime start`` to connect."""
+
+    listener: int
+
+    def describe(self) -> str:
+        return "wait for `tare-runtime start`"
+
+    def run(self, context: Context) -> None:
+        context.tell("held")
+        with socket.socket(fileno=self.listener) as listener:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    # The same object goes on as the line: whoever reports a failure holds it.
+                    os.dup2(connection.fileno(), context.line.fileno(), inheritable=False)
+                try:
+                    context.wait("exec")
+                    return
+                except (KeeperGone, ConnectionError):
+                    continue
+
+
+def ask_state(context: Context, what: str) -> dict[str, Any]:
+    """Tell how far we are and hear the container's state as the host sees it."""
+    context.tell(what)
+    while True:
+        message, fds = messages.receive(context.line)
+        messages.close_all(fds)
+        if message is None:
+            raise KeeperGone
+        go = str(message.get("go"))
+        context.heard.add(go)
+        if go == what:
+            state: dict[str, Any] = message["state"]
+            return state
+
+
+@step
+class CreateHooks(NamedTuple):
+    """Let the command run the hooks in the host's namespaces, then run those for the container's."""
+
+    count: int
+    """Hooks that the command runs."""
+    hooks: tuple[hooks.Hook, ...]
+
+    def describe(self) -> str:
+        return f"wait for {self.count} prestart and createRuntime hooks" + "".join(f", run createContainer hook {hook[0]}" for hook in self.hooks)
+
+    def run(self, context: Context) -> None:
+        run_hooks("createContainer", self.hooks, ask_state(context, "create-hooks"))
+
+
+@step
+class StartHooks(NamedTuple):
+    """Run the hooks that precede the program, inside the container."""
+
+    hooks: tuple[hooks.Hook, ...]
+
+    def describe(self) -> str:
+        return "run startContainer hooks: " + " ".join(hook[0] for hook in self.hooks)
+
+    def run(self, context: Context) -> None:
+        run_hooks("startContainer", self.hooks, ask_state(context, "start-hooks"))
+
+
+def run_hooks(kind: str, items: tuple[hooks.Hook, ...], state: dict[str, Any]) -> None:
+    try:
+        hooks.run_all(kind, (hooks.Hook(*item) for item in items), state)
+    except hooks.HookFailed as error:
+        raise SetupFailed(str(error)) from None
+
+
+@step
+class KeepDescriptors(NamedTuple):
+    """Hand on descriptors that the caller opened for the program (``--preserve-fds``, ``LISTEN_FDS``)."""
+
+    count: int
+
+    def describe(self) -> str:
+        return f"keep descriptors 3 to {2 + self.count} open"
+
+    def run(self, context: Context) -> None:
+        for fd in range(3, 3 + self.count):
+            try:
+                os.set_inheritable(fd, True)
+            except OSError as error:
+                raise SetupFailed(f"cannot preserve descriptor {fd}: {(error.strerror or '').lower()}") from None
