@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 512
 _BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox")
-_DIRECTORIES = (("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("proc", 0o755), ("root", 0o700), ("sys", 0o755), ("tmp", 0o1777), ("usr", 0o755),
-                ("usr/bin", 0o755), ("usr/sbin", 0o755), ("var", 0o755), ("var/spool", 0o755), ("var/spool/mail", 0o755), ("var/www", 0o755))  # fmt: skip
+_PLAIN_DIRECTORIES = "dev etc home proc sys usr usr/bin usr/sbin var var/spool var/spool/mail var/www"
+_DIRECTORIES = sorted([("root", 0o700), ("tmp", 0o1777), *((name, 0o755) for name in _PLAIN_DIRECTORIES.split())])
 _PASSWD = """root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
 bin:x:2:2:bin:/bin:/bin/false

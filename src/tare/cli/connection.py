@@ -132,6 +132,34 @@ class Wire:
         self.sock.close()
 
 
+def _chunked(wire: Wire) -> Iterator[bytes]:
+    """The payload of a chunked body. Chunks that arrived together are given together: a log of short lines has millions."""
+    size = _chunk_size(wire.line())
+    batch: list[bytes] = []
+    while size:
+        piece = wire.take(size)
+        size -= len(piece)
+        batch.append(piece)
+        # The next header must already be here, or else what we hold would wait for it.
+        if size or wire.buffer.find(b"\n", wire.position + 2) < 0:
+            yield batch[0] if len(batch) == 1 else b"".join(batch)
+            batch = []
+        if not size:
+            wire.line()
+            size = _chunk_size(wire.line())
+    if batch:
+        yield b"".join(batch)
+    while wire.line():
+        pass
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.split(b";")[0].strip()
+    if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+        raise Broken
+    return int(digits, 16)
+
+
 class Response:
     """Status line, headers (names in lower case) and the body as a stream."""
 
@@ -170,14 +198,7 @@ class Response:
             return
         try:
             if self._left == -1:
-                while size := int(wire.line().split(b";")[0] or b"0", 16):
-                    while size:
-                        piece = wire.take(size)
-                        size -= len(piece)
-                        yield piece
-                    wire.line()
-                while wire.line():
-                    pass
+                yield from _chunked(wire)
                 self._release()
             elif self._left == -2:
                 while wire.unread() or wire.fill():

@@ -44,7 +44,8 @@ def text(info: dict[str, Any]) -> str:
             lines.append(f"  {fields.pop('name', option)}")
             lines += [f"   {name.capitalize()}: {value}" for name, value in fields.items()]
     for label, key in (
-        ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"), ("Architecture", "Architecture"),
+        ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"),
+        ("Architecture", "Architecture"),
         ("CPUs", "NCPU"),
     ):  # fmt: skip
         lines.append(f" {label}: {info.get(key, '')}")

@@ -111,7 +111,7 @@ def _ps(context: Context, options: Options) -> int:
     return 0
 
 
-FORMAT_HELP = "Format output: 'table', 'table TEMPLATE' (with headers), 'json' (one document per line) or a Go template, such as '{{.ID}}: {{.Names}}'"
+FORMAT_HELP = "Format output: 'table', 'table TEMPLATE' (with headers), 'json' (a document per line) or a Go template: '{{.ID}}'"
 PS = Command(
     "ps",
     "ps [OPTIONS]",

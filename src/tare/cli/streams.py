@@ -81,32 +81,49 @@ class Demultiplexer:
         """Write out all payload in ``data``; a frame may go on in the next piece. Raises CliError for what is no frame."""
         position, end = 0, len(data)
         views: list[memoryview] = []
-        fd = self._target
+        fd, left, fds = self._target, self._left, self._fds
         while position < end:
-            if not self._left:
-                need = 8 - len(self._head)
-                self._head += bytes(data[position : position + need])
-                position += need
-                if len(self._head) < 8:
-                    break
-                position = min(position, end)
-                head, self._head = self._head, b""
-                if head[0] > 3:
-                    raise CliError(f"unrecognized stream {head[0]} in the daemon's output")
-                self._target = self._fds[head[0]]
-                self._left = int.from_bytes(head[4:], "big")
+            if not left:
+                if self._head or end - position < 8:
+                    self._left = 0
+                    position = self._partial_head(data, position)
+                    left = self._left
+                else:
+                    kind = data[position]
+                    if kind > 3:
+                        raise CliError(f"unrecognized stream {kind} in the daemon's output")
+                    self._target = fds[kind]
+                    left = int.from_bytes(data[position + 4 : position + 8], "big")
+                    position += 8
                 continue
             if self._target != fd or len(views) >= _VECTORS:
                 if views:
                     _write_vector(fd, views)
                     views = []
                 fd = self._target
-            piece = data[position : position + self._left]
-            views.append(piece)
-            position += len(piece)
-            self._left -= len(piece)
+            stop = position + left
+            if stop <= end:
+                views.append(data[position:stop])
+                position, left = stop, 0
+            else:
+                views.append(data[position:end])
+                position, left = end, stop - end
+        self._left = left
         if views:
             _write_vector(fd, views)
+
+    def _partial_head(self, data: memoryview, position: int) -> int:
+        """Collect a header that came in pieces; the position after what was used of it."""
+        piece = bytes(data[position : position + 8 - len(self._head)])
+        head = self._head + piece
+        if len(head) < 8:
+            self._head = head
+        else:
+            self._head = b""
+            if head[0] > 3:
+                raise CliError(f"unrecognized stream {head[0]} in the daemon's output")
+            self._target, self._left = self._fds[head[0]], int.from_bytes(head[4:], "big")
+        return position + len(piece)
 
 
 class Plain:

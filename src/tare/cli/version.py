@@ -89,7 +89,8 @@ def _aligned(row: str) -> str:
 
 _DETAILS = (
     ("Version", "Version"), ("ApiVersion", "API version"), ("PythonVersion", "Python version"), ("GoVersion", "Go version"),
-    ("GitCommit", "Git commit"), ("BuildTime", "Built"), ("Os", "OS/Arch"), ("KernelVersion", "Kernel version"), ("Experimental", "Experimental"),
+    ("GitCommit", "Git commit"), ("BuildTime", "Built"), ("Os", "OS/Arch"), ("KernelVersion", "Kernel version"),
+    ("Experimental", "Experimental"),
 )  # fmt: skip
 
 
