@@ -7,6 +7,7 @@ sessions of before, though their processes run on and end with their container.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tare.containers.names import new_id
 from tare.containers.task import Attachment, ExecLaunch, ExecTask, Exit, Stdio
 from tare.errors import Conflict, InvalidArgument, NotFound, StartFailed
+from tare.linux.process import alive
 
 if TYPE_CHECKING:
     from tare.containers.container import Container
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tare.wire.container import ExecCreateRequest
 
 _KEPT_AFTER_EXIT = 300.0
+_SETTLE_WITHIN = 2.0
 
 
 @dataclass
@@ -36,6 +39,8 @@ class ExecSession:
     exit_code: int | None = None
     pid: int = 0
     task: ExecTask | None = None
+    launched: asyncio.Event = field(default_factory=asyncio.Event)
+    """The start has succeeded or failed."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     ended_at: float = 0.0
 
@@ -105,6 +110,7 @@ class ExecSessions:
             raise
         session.running = True
         session.pid = session.task.pid
+        session.launched.set()
         self._lifecycle.publish(session.container, f"exec_start: {' '.join(request.cmd or ())}", {"execID": session.id})
         watcher = asyncio.create_task(self._watch(session, session.task), name=f"exec-{session.id[:12]}")
         self._watchers.add(watcher)
@@ -120,8 +126,22 @@ class ExecSessions:
         session.pid = 0
         session.exit_code = exit.code
         session.ended_at = time.monotonic()
+        session.launched.set()
         session.ended.set()
         session.container.exec_ids.discard(session.id)
+
+    async def settle(self, session: ExecSession) -> None:
+        """Wait (briefly) until the session shows what its client has already seen.
+
+        The keeper closes the client's connection itself, so a client may ask for the exit code before the keeper's word of the exit, or even
+        of the start, has come here. A session that is being started, or whose process is dead, is about to change.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_WITHIN):
+                if session.started:
+                    await session.launched.wait()
+                if session.running and not alive(session.pid):
+                    await session.ended.wait()
 
     async def resize(self, session: ExecSession, rows: int, columns: int) -> None:
         if session.task is None or not session.running:

@@ -68,7 +68,9 @@ class ExecHandlers:
         return None
 
     async def inspect(self, request: Request) -> Response:
-        return json_response(_view(self._execs.get(request.params["id"])))
+        session = self._execs.get(request.params["id"])
+        await self._execs.settle(session)
+        return json_response(_view(session))
 
     async def resize(self, request: Request) -> Response:
         rows, columns = integer(request, "h", None), integer(request, "w", None)
