@@ -136,6 +136,14 @@ class World:
         assert exit.code == 0, (exit, output)
         return output
 
+    def abandon(self, task: RuntimeTask) -> None:
+        """As if the daemon that started the task had been killed: its connection closes, nobody does anything."""
+        self.tasks.remove(task)
+        client = task._client
+        assert client is not None
+        client._loop.remove_reader(client._sock.fileno())
+        client._sock.close()
+
     def output(self, launch: Launch) -> str:
         return "".join(json.loads(line)["log"] for line in launch.log.path.read_text().splitlines())
 
@@ -143,7 +151,7 @@ class World:
         """Stop everything and complain about what is left."""
         for task in self.tasks:
             with contextlib.suppress(Exception):
-                await task.kill(9)
+                await asyncio.wait_for(task.kill(9), 10)
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(task.wait(), 10)
             await task.release()

@@ -254,8 +254,7 @@ async def test_new_daemon_takes_over(world: World) -> None:
     await done.wait()
     assert world.driver._launcher is not None
     world.driver._launcher.process.kill()
-    assert task._client is not None
-    task._client._loop.remove_reader(task._client._sock.fileno())
+    world.abandon(task)
     other = world.new_driver()
     world.extra.append(other)
     again = await other.recover(task.id, launch.run_dir)
@@ -278,8 +277,7 @@ async def test_new_daemon_takes_over(world: World) -> None:
 async def test_recover_after_everything_was_killed(world: World) -> None:
     launch = world.launch(["sleep", "100"])
     task = await world.start(launch)
-    assert task._client is not None
-    task._client._loop.remove_reader(task._client._sock.fileno())
+    world.abandon(task)
     os.kill(keeper_of(task.pid), signal.SIGKILL)
     again = await world.driver.recover(task.id, launch.run_dir)
     assert again is not None
