@@ -171,6 +171,7 @@ class Response:
         while True:
             words = wire.line().split(None, 2)
             if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+                wire.close()
                 raise CliError(f"{client.host} does not speak HTTP")
             self.status = int(words[1])
             self.headers: dict[str, str] = {}
