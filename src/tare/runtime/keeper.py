@@ -99,7 +99,9 @@ class Keeper:
         self._run_fd = os.open(self.plan.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.control = ControlSocket(self.reactor, self._run_fd, self.handle, self._disconnected)
         self._starter = self.control.adopt(socket.socket(fileno=fds[0]))
-        self._attachments = list(zip(request.get("attachments") or (), fds[1:], strict=True))
+        inherited = (1 if self.plan.stdio.tty else 3) if self.plan.stdio.inherit else 0
+        self._inherited = fds[1 : 1 + inherited]
+        self._attachments = list(zip(request.get("attachments") or (), fds[1 + inherited :], strict=True))
 
     # Start
 
@@ -110,7 +112,16 @@ class Keeper:
             if self.plan.log.driver == "json-file":
                 target = self.plan.log
                 log = JsonLog(target.path, target.max_size, target.max_file, target.attributes)
-            self.child = Child(self.reactor, self.plan.stdio, log, self._on_progress, self._on_started, self._on_failed, self._on_ended)
+            self.child = Child(
+                self.reactor,
+                self.plan.stdio,
+                log,
+                self._on_progress,
+                self._on_started,
+                self._on_failed,
+                self._on_ended,
+                self._inherited,
+            )
             self._attach_early()
             self._start_init(self.child, spare)
             self._enter_cgroup(self.child, spare)
@@ -371,9 +382,11 @@ class Keeper:
             connection.answer(number, {"pid": child.pid, "started_at": child.started_at, "warnings": child.warnings})
 
         def failed(child: Child, failure: dict[str, Any]) -> None:
+            text = failure_text(failure, EXEC_PREFIX)
+            attach_all(child)
+            child.stdio.say(f"{text}\r\n".encode())  # the reason goes where the output would have gone
             child.stdio.finish()
             self.execs.pop(exec_id, None)
-            text = failure_text(failure, EXEC_PREFIX)
             connection.send({"n": number, "error": text, "kind": "failed", "code": failure["code"]})
 
         def progress(at: str, child: Child) -> None:

@@ -490,6 +490,11 @@ class Stdio:
             for attachment in list(self.attachments.values()):
                 attachment.feed(output.number, data)
 
+    def say(self, text: bytes) -> None:
+        """Tell the attached clients something on standard output that the process did not write."""
+        for attachment in list(self.attachments.values()):
+            attachment.feed(STREAM_NUMBERS["stdout"], text)
+
     def output_blocked(self) -> bool:
         """Whether some client is too far behind."""
         return any(attachment.full for attachment in self.attachments.values())

@@ -8,7 +8,7 @@ from tare.api.docker.attach import parse_detach_keys, stream_type, upgrade_head
 from tare.api.docker.params import integer, json_body, json_response
 from tare.containers.execs import ExecSession
 from tare.containers.task import Attachment
-from tare.errors import InvalidArgument, TareError
+from tare.errors import InvalidArgument, StartFailed, TareError
 from tare.http.message import Request, Response
 from tare.wire.container import ExecCreateRequest, ExecStartRequest
 
@@ -54,6 +54,8 @@ class ExecHandlers:
         failure = attachment.sock.dup()
         try:
             await self._execs.start(session, attachment, console_size)
+        except StartFailed:
+            pass  # the keeper has told the client
         except TareError as error:
             # HTTP is over on this connection: the reason goes where the output would have gone.
             failure.setblocking(True)

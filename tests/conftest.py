@@ -1,0 +1,71 @@
+"""Fixtures for all layers: which machine this is, and daemons to test against."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from engine_world import DOCKER, Daemon
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say why a test cannot run here, instead of letting it fail."""
+    for item in items:
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def new_daemon(*flags: str) -> Daemon:
+    """A daemon (not started) under a short path of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if DOCKER is None or not os.path.exists("/bin/busybox"):
+        pytest.skip("needs the docker command and busybox-static: apt-get install docker.io busybox-static")
+    return Daemon(Path(tempfile.mkdtemp(prefix="tare-test-")), *flags)
+
+
+@pytest.fixture(scope="session")
+def shared_daemon() -> Iterator[Daemon]:
+    """One daemon with a busybox image for all tests that neither stop it nor mind other containers."""
+    daemon = new_daemon()
+    try:
+        daemon.start()
+        daemon.load_busybox()
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture
+def engine(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """The shared daemon; the test's containers are removed after it."""
+    yield shared_daemon
+    shared_daemon.remove_all()
+
+
+@pytest.fixture
+def own_daemon() -> Iterator[Daemon]:
+    """A started daemon with a busybox image that the test may kill and restart."""
+    daemon = new_daemon()
+    try:
+        daemon.start()
+        daemon.load_busybox()
+        yield daemon
+    finally:
+        if daemon.process is not None and daemon.process.poll() is not None:
+            daemon.start()
+        daemon.stop()
+
+
+def pytest_unconfigure() -> None:
+    for path in Path(tempfile.gettempdir()).glob("tare-test-*"):
+        if not any(path.iterdir()):
+            shutil.rmtree(path, ignore_errors=True)
