@@ -54,7 +54,9 @@ def main() -> int:
         worst = max(worst, ours)
         print(f"{words[0]:12}{ours:10.1f}{theirs}")
     heavy = sorted(imported(tare, ["-H", "unix:///nonexistent", "run", "x"]) & set(FORBIDDEN))
-    print(f"limit {LIMIT_MS:.0f} ms: {'met' if worst <= LIMIT_MS else 'NOT met'}; heavy imports on the run path: {', '.join(heavy) or 'none'}")
+    print(
+        f"limit {LIMIT_MS:.0f} ms: {'met' if worst <= LIMIT_MS else 'NOT met'}; heavy imports on the run path: {', '.join(heavy) or 'none'}"
+    )
     return 0 if worst <= LIMIT_MS and not heavy else 1
 
 

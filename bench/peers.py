@@ -73,8 +73,12 @@ class Engine:
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
     socket: str = ""
+    run_flags: tuple[str, ...] = ()
+    """Flags that every ``run`` of this engine needs on a confined machine."""
 
     def run(self, *arguments: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[bytes]:
+        if arguments[0] == "run":
+            arguments = ("run", *self.run_flags, *arguments[1:])
         return subprocess.run([*self.command, *arguments], check=check, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
 
     def load_busybox(self) -> None:
@@ -140,7 +144,7 @@ def podman(root: Path) -> Engine | None:
         "--events-backend",
         "file",
     ]
-    return Engine("podman", command)
+    return Engine("podman", command, run_flags=("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

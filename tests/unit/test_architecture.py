@@ -1,0 +1,68 @@
+"""The layering rules of docs/ARCHITECTURE.md, checked on the code as it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "tare"
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports at run time (``if TYPE_CHECKING`` apart)."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_imports_only_point_down_the_layers() -> None:
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("package", ["linux", "runtime", "cli"])
+def test_what_must_be_standard_library_only(package: str) -> None:
+    own = {"linux": ("tare.linux",), "runtime": ("tare.linux", "tare.runtime"), "cli": ("tare.cli", "tare.config", "tare.errors")}[package]
+    foreign = {
+        f"{path.relative_to(SOURCE)}: {name}"
+        for path in (SOURCE / package).rglob("*.py")
+        for name in imports_of(path)
+        if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith(own) and name != "tare"
+    }
+    assert not foreign
+
+
+def test_package_inits_are_empty() -> None:
+    assert [str(path) for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE and path.read_text().strip()] == []
+
+
+def test_tar_archives_are_never_unpacked_by_the_library() -> None:
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("extractall", "extract") and "tarfile" in path.read_text()), path
+
+
+def test_no_shell_is_ever_used() -> None:
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert not any(keyword.arg == "shell" for keyword in node.keywords), path
+                assert not (isinstance(node.func, ast.Attribute) and node.func.attr in ("system", "popen")), path
