@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.cli.connection import Client, quote, query_string
+from tare.cli.connection import Client, query_string, quote
 from tare.cli.failures import CliError, DaemonError, Unreachable
 from tare.cli.streams import Carrier, Demultiplexer, Escape, parse_detach_keys
 
@@ -171,7 +171,7 @@ def test_hijack_gives_left_over_bytes(serve: Serve) -> None:
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match="Cannot connect to the Tare daemon at unix://.*Is the tare daemon running"):
+    with pytest.raises(Unreachable, match=r"Cannot connect to the Tare daemon at unix://.*Is the tare daemon running"):
         Client(f"unix://{tmp_path}/none").call("GET", "/x")
 
 

@@ -105,13 +105,16 @@ def test_swap_knows_unlimited() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "nanos"), [("1m30s", 90 * 10**9), ("1.5h", 5400 * 10**9), ("-200ms", -200_000_000), ("0", 0), ("1h2m3s4ms5us6ns", 3723004005006)]
+    ("text", "nanos"),
+    [("1m30s", 90 * 10**9), ("1.5h", 5400 * 10**9), ("-200ms", -200_000_000), ("0", 0), ("1h2m3s4ms5us6ns", 3723004005006)],
 )
 def test_durations(text: str, nanos: int) -> None:
     assert flags.parse_duration(text) == nanos
 
 
-@pytest.mark.parametrize(("text", "word"), [("3", "missing unit"), ("3x", "unknown unit"), ("", "invalid duration"), ("s", "invalid duration")])
+@pytest.mark.parametrize(
+    ("text", "word"), [("3", "missing unit"), ("3x", "unknown unit"), ("", "invalid duration"), ("s", "invalid duration")]
+)
 def test_bad_durations(text: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         flags.parse_duration(text)

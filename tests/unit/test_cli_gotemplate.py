@@ -43,7 +43,10 @@ DATA = {
         ('{{if and .Name (eq .State.ExitCode 0) (ne .Name "db")}}yes{{end}}', "yes"),
         ("{{lt 1 2}} {{ge 2 2}} {{gt 1 2}} {{le 3 2}}", "true true false false"),
         ('{{eq .Name "a" "web"}}', "true"),
-        ('{{printf "%s-%03d %q %v %5s|%-5s|%.2f %t %%" .Name 7 "q" .Env "a" "b" 1.5 true}}', 'web-007 "q" [A=1 B=2]     a|b    |1.50 true %'),
+        (
+            '{{printf "%s-%03d %q %v %5s|%-5s|%.2f %t %%" .Name 7 "q" .Env "a" "b" 1.5 true}}',
+            'web-007 "q" [A=1 B=2]     a|b    |1.50 true %',
+        ),
         ('{{upper .Name}} {{lower "ABC"}} {{title "hello"}} {{len .Env}}', "WEB abc Hello 2"),
         ('{{join .Env ";"}} {{split "a,b" ","}} {{slice .Name 1}} {{slice .Name 0 2}}', "A=1;B=2 [a b] eb we"),
         ('{{println "a" 1}}', "a 1\n"),
@@ -91,7 +94,7 @@ def test_refuses_to_parse(template: str, message: str) -> None:
         ("{{.State.Health.Status}}", "nil pointer"),
         ("{{nosuch 1}}", 'function "nosuch" not defined'),
         ("{{index .Env 7}}", "index out of range"),
-        ('{{eq .Name 1}}', "incompatible types"),
+        ("{{eq .Name 1}}", "incompatible types"),
         ("{{$x}}", "undefined variable"),
         ("{{range .Name}}{{end}}", "range can't iterate"),
         ("{{.Name.Deeper}}", "can't evaluate field Deeper"),
@@ -107,7 +110,7 @@ def test_refuses_to_execute(template: str, message: str) -> None:
 
 
 def test_a_typed_row_names_its_type_for_unknown_fields() -> None:
-    with pytest.raises(TemplateError, match="can't evaluate field Bogus in type \\*formatter.ContainerContext"):
+    with pytest.raises(TemplateError, match=r"can't evaluate field Bogus in type \*formatter.ContainerContext"):
         compile_template("{{.Bogus}}").execute({MISSING: "*formatter.ContainerContext", "ID": "x"})
 
 

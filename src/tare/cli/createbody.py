@@ -139,6 +139,7 @@ def _volumes(specs: list[str]) -> tuple[list[str], Document]:
 
 def _host_config(options: Options, binds: list[str], bindings: Document) -> Document:
     security, masked, readonly = _security(options.items("security-opt"))
+    added, dropped = capabilities(options.items("cap-add"), options.items("cap-drop"))
     host: Document = {
         "Binds": binds or None,
         "ContainerIDFile": options.text("cidfile"),
@@ -154,8 +155,8 @@ def _host_config(options: Options, binds: list[str], bindings: Document) -> Docu
     if options.items("annotation"):
         host["Annotations"] = _pairs(options.items("annotation"))
     host |= {
-        "CapAdd": options.items("cap-add") or None,
-        "CapDrop": options.items("cap-drop") or None,
+        "CapAdd": added or None,
+        "CapDrop": dropped or None,
         "CgroupnsMode": options.text("cgroupns"),
         "Dns": options.items("dns"),
         "DnsOptions": options.items("dns-option"),
@@ -170,7 +171,7 @@ def _host_config(options: Options, binds: list[str], bindings: Document) -> Docu
         "Privileged": options.on("privileged"),
         "PublishAllPorts": options.on("publish-all"),
         "ReadonlyRootfs": options.on("read-only"),
-        "SecurityOpt": security or None,
+        "SecurityOpt": security if "security-opt" in options.given else None,
     }
     if options.items("storage-opt"):
         host["StorageOpt"] = _storage(options.items("storage-opt"))
@@ -214,8 +215,6 @@ def _resources(options: Options) -> Document:
         "DeviceCgroupRules": options.items("device-cgroup-rule") or None,
         "DeviceRequests": requests or None,
     }
-    if options.number("kernel-memory"):
-        resources["KernelMemory"] = options.number("kernel-memory")
     resources |= {
         "MemoryReservation": options.number("memory-reservation"),
         "MemorySwap": options.number("memory-swap"),
@@ -329,7 +328,7 @@ def _read_file(path: str, failure: str = "") -> str:
 
 
 def _file_lines(paths: list[str], *, local: bool) -> list[str]:
-    """``KEY=value`` lines of env and label files; with ``local``, a bare KEY takes its value from our own environment."""
+    """``KEY=value`` lines of env and label files; with ``local``, a bare KEY takes its value from our own environment; else it is left out."""
     result: list[str] = []
     for path in paths:
         for line in _read_file(path).split("\n"):
@@ -344,22 +343,31 @@ def _file_lines(paths: list[str], *, local: bool) -> list[str]:
                 raise _refuse(f"invalid env file ({path}): variable '{name}' contains whitespaces")
             if equals:
                 result.append(f"{name}={value}")
-            elif not local:
-                result.append(name)
-            elif name in os.environ:
+            elif local and name in os.environ:
                 result.append(f"{name}={os.environ[name]}")
     return result
 
 
 def environment(files: list[str], given: list[str]) -> list[str]:
-    """The Env list: files first, then flags; a flag without value takes ours and vanishes where we have none."""
-    result = _file_lines(files, local=True)
+    """The Env list: files first, then flags, of which the last value of a name holds.
+
+    A name without a value takes ours. Where we have none, a flag stays bare, by which the daemon takes the image's variable away.
+    """
+    chosen: dict[str, str] = {}
     for entry in given:
-        if "=" in entry:
-            result.append(entry)
-        elif entry in os.environ:
-            result.append(f"{entry}={os.environ[entry]}")
-    return result
+        name, equals, _ = entry.partition("=")
+        chosen[name] = entry if equals or name not in os.environ else f"{name}={os.environ[name]}"
+    return [*_file_lines(files, local=True), *chosen.values()]
+
+
+def capabilities(add: list[str], drop: list[str]) -> tuple[list[str], list[str]]:
+    """Full names, each once, sorted."""
+    return sorted({_capability(name) for name in add}), sorted({_capability(name) for name in drop})
+
+
+def _capability(name: str) -> str:
+    upper = name.strip().upper()
+    return upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
 
 
 def labels(files: list[str], given: list[str]) -> dict[str, str]:

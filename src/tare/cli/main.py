@@ -10,7 +10,7 @@ import os
 import sys
 
 from tare.cli.context import Context
-from tare.cli.failures import CliError, UsageError
+from tare.cli.failures import CliError, Unreachable, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def dispatch(words: list[str]) -> int:
         report_usage(error, command)
         return error.code
     except CliError as error:
+        if isinstance(error, Unreachable) and command is not None and command.error_prefix:
+            error.code = 125
         report(error, command)
         return error.code
 
