@@ -20,7 +20,6 @@ The end of output without a newline waits (at most 16 KiB per stream) for more, 
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import time
@@ -36,16 +35,21 @@ _ESCAPES: tuple[tuple[bytes, bytes], ...] = (
     *((bytes([c]), b"\\r" if c == 0x0D else b"\\u00%02x" % c) for c in [*range(0x20), *b"<>&"] if c != 0x0A),
 )
 _LINE_SEPARATORS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
-_INVALID = "\ufffd"
+
+_INVALID = "\ufffd".encode()
 
 
-def _replace_invalid(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each invalid byte, as Go's decoder counts them."""
-    assert isinstance(error, UnicodeDecodeError)
-    return _INVALID * (error.end - error.start), error.end
+def _replace_invalid(text: bytes) -> bytes:
+    """One U+FFFD for each byte that is not UTF-8, as Go's decoder counts them.
 
-
-codecs.register_error("tare.log", _replace_invalid)
+    Only error handlers that the interpreter has in C are used (one of ours, called for each byte, costs ten times as much): such bytes become
+    lone surrogates, which the encoder writes as question marks; the real question marks stand aside meanwhile as a character that
+    the text does not contain.
+    """
+    decoded = text.decode("utf-8", "surrogateescape")
+    aside = next(chr(code) for code in range(0xFFFE, 0x10FFFF) if chr(code) not in decoded)
+    encoded = decoded.replace("?", aside).encode("utf-8", "replace")
+    return encoded.replace(b"?", _INVALID).replace(aside.encode(), b"?")
 
 
 def escape(text: bytes) -> bytes:
@@ -57,7 +61,7 @@ def escape(text: bytes) -> bytes:
         try:
             text.decode()
         except UnicodeDecodeError:
-            text = text.decode("utf-8", "tare.log").encode()
+            text = _replace_invalid(text)
         for raw, escaped in _LINE_SEPARATORS:
             if raw in text:
                 text = text.replace(raw, escaped) if b"\\" not in special else _separators_later(text, raw, escaped)
