@@ -299,3 +299,44 @@ async def test_launcher_is_restarted(world: World) -> None:
 async def test_forty_at_once(world: World) -> None:
     results = await asyncio.gather(*(world.run(["sh", "-c", f"exit {n}"]) for n in range(40)))
     assert [exit.code for exit, _ in results] == list(range(40))
+
+
+async def test_inherited_streams_and_hold(world: World) -> None:
+    """What an OCI runtime's create and start need: the caller's own descriptors, and an init that waits for the order to go."""
+
+    from tare.containers.keeper_client import KeeperClient
+    from tare.runtime import lowering, messages
+    from tare.runtime.plan import LogPlan, StdioPlan
+
+    launch = world.launch(["sh", "-c", "echo out; echo err >&2; exit 8"])
+    root = lowering.DirectoryRootPlan(str(world.root))
+    around = lowering.Surroundings(
+        str(launch.run_dir), root, StdioPlan(inherit=True), LogPlan(), cgroup=f"{world.parent}/held", user=None, hold=True
+    )
+    plan = lowering.lower("held", launch.config, around)
+    document = plan.to_json()
+    request = {"id": "held", "keeper": document["keeper"], "attachments": []}
+    request |= {name: messages.encode_value(document[name]) for name in ("steps", "exec_defaults")}
+    events: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    read, write = os.pipe()
+    client = KeeperClient(ours, events.put_nowait, lambda: None)
+    null = os.open("/dev/null", os.O_RDONLY)
+    await world.driver._launch(b"C" + messages.encode(request), [theirs.fileno(), null, write, write])
+    for fd in (null, write):
+        os.close(fd)
+    theirs.close()
+    held = await asyncio.wait_for(events.get(), 10)
+    assert held["event"] == "held"
+    assert Path(f"/proc/{held['pid']}/root/bin/busybox").exists()
+    assert (await client.request("status"))["state"] == "held"
+    await client.request("go")
+    assert (await asyncio.wait_for(events.get(), 10))["event"] == "started"
+    exited = await asyncio.wait_for(events.get(), 10)
+    assert (exited["event"], exited["code"]) == ("exit", 8)
+    assert (await asyncio.wait_for(events.get(), 10))["event"] == "removed"
+    assert sorted(os.read(read, 100).splitlines()) == [b"err", b"out"]
+    os.close(read)
+    client.close()
+    for name in ("exit.json", "task.json"):
+        (launch.run_dir / name).unlink()

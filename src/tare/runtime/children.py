@@ -26,10 +26,12 @@ DRAIN_SECONDS = 2.0
 class Streams:
     """Both sides of a process's standard streams before the fork."""
 
-    def __init__(self, plan: StdioPlan) -> None:
+    def __init__(self, plan: StdioPlan, inherited: list[int]) -> None:
         self.child: list[int] = []
         self.ours: dict[str, int] = {}
-        if plan.tty:
+        if plan.inherit and not plan.tty:
+            self.child = list(inherited)
+        if plan.tty or plan.inherit:
             return
         if plan.open_stdin:
             read, self.ours["stdin"] = os.pipe2(os.O_CLOEXEC)
@@ -44,6 +46,16 @@ class Streams:
         self.child = []
 
 
+def send_console(sockets: list[int], masters: list[int]) -> None:
+    """Send a terminal's master as runc does: the name of its slave as data, the descriptor beside it. Closes the socket."""
+    for fd in sockets:
+        sock = socket.socket(fileno=fd)
+        try:
+            socket.send_fds(sock, [b"/dev/ptmx"], masters)
+        finally:
+            sock.close()
+
+
 class Child:
     """One process."""
 
@@ -56,10 +68,12 @@ class Child:
         on_started: Callable[[Child], None],
         on_failed: Callable[[Child, dict[str, Any]], None],
         on_ended: Callable[[Child], None],
+        inherited: list[int] | None = None,
     ) -> None:
         self.reactor = reactor
         self.plan = plan
-        self.streams = Streams(plan)
+        self._inherited = list(inherited or ())
+        self.streams = Streams(plan, self._inherited)
         self.stdio = Stdio(reactor, log, plan.stdin_once, plan.tty, self._stdio_ended)
         self.pid = 0
         self.pidfd = -1
@@ -133,6 +147,9 @@ class Child:
             self.warnings = list(message["warnings"])
         if at == "ready":
             self.ready_at = time.time_ns()
+        elif at == "console" and self.plan.inherit:
+            send_console(self._inherited, fds)
+            self._inherited = []
         elif at == "console" and len(fds) == 1:
             self.stdio.open_input(os.dup(fds[0]))
             self.stdio.open_output("stdout", fds[0])

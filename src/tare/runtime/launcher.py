@@ -267,7 +267,8 @@ def main(arguments: dict[str, Any]) -> None:
     launcher = Launcher(sock, str(arguments["cgroup_parent"]), int(arguments["spares"]))
     if arguments.get("fast_migration", True):
         favor.fast_migration()
-    warm_up(launcher.layout, launcher.cgroup_parent, str(arguments["directory"]))
+    if arguments.get("warm", True):
+        warm_up(launcher.layout, launcher.cgroup_parent, str(arguments["directory"]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     # With the descriptor of its clone the standard library goes out of reach: everything was imported.

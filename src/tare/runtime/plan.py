@@ -64,6 +64,9 @@ class StdioPlan(NamedTuple):
     stdin_once: bool = False
     rows: int = 0
     columns: int = 0
+    inherit: bool = False
+    """No pipes and no log: the process gets three descriptors that come with the request (after the control connection) or, with ``tty``,
+    the terminal's master is sent to the one connected console socket that comes with it (runc's ``--console-socket``)."""
 
 
 class LogPlan(NamedTuple):

@@ -42,10 +42,10 @@ class Spawned:
             self.process.wait()
 
 
-def spawn(directory: str, cgroup_parent: str, spares: int = 2, fast_migration: bool = True) -> Spawned:
+def spawn(directory: str, cgroup_parent: str, spares: int = 2, fast_migration: bool = True, warm: bool = True) -> Spawned:
     """Start a launcher (vfork and exec: safe and cheap also from a threaded process). Returns at once; it reports ``{"ready": pid}`` first.
 
-    ``directory`` is a run-time directory in which the launcher may make a temporary one of its own.
+    ``warm=False`` suits a launcher that is to start one container only. ``directory`` is a run-time directory in which the launcher may make a temporary one of its own.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     script = Path(__file__).with_name("launcher_main.py")
@@ -55,6 +55,7 @@ def spawn(directory: str, cgroup_parent: str, spares: int = 2, fast_migration: b
         "cgroup_parent": cgroup_parent,
         "spares": spares,
         "fast_migration": fast_migration,
+        "warm": warm,
     }
     tree, executable, library = _read_only_interpreter()
     command = [executable, "-I", "-S", str(script), str(script.parents[2]), json.dumps(arguments)]
