@@ -328,7 +328,7 @@ def _read_file(path: str, failure: str = "") -> str:
 
 
 def _file_lines(paths: list[str], *, local: bool) -> list[str]:
-    """``KEY=value`` lines of env and label files; with ``local``, a bare KEY takes its value from our own environment; else it is left out."""
+    """``KEY=value`` lines of env and label files; with ``local``, a bare KEY takes its value from our own environment."""
     result: list[str] = []
     for path in paths:
         for line in _read_file(path).split("\n"):
