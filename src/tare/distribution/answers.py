@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tare.errors import Forbidden, NotFound, ResourceExhausted, TareError, Unauthorized, Unavailable
+from tare.errors import Forbidden, InvalidArgument, NotFound, ResourceExhausted, TareError, Unauthorized, Unavailable
 from tare.oci.reference import Reference
 
 BODY_LIMIT = 64 << 10
@@ -74,6 +74,21 @@ def translate(answer: Answer, reference: Reference) -> TareError:
         if "/manifests/" in answer.url:
             return NotFound(f"manifest for {reference.familiar()} not found: {words or 'manifest unknown'}")
         return NotFound(f"{words or 'not found'}: {answer.url}")
+    return _unexpected(answer, words)
+
+
+def translate_push(answer: Answer) -> TareError:
+    """The error to raise for a refused request of a push: the registry's own words, as Docker shows them."""
+    code, message = _first(answer)
+    words = f"{code.lower().replace('_', ' ')}: {message}" if code else message
+    if answer.status == 429 or code == "TOOMANYREQUESTS":
+        return ResourceExhausted(words or "toomanyrequests: too many requests")
+    if code == "DENIED" or answer.status == 403 or answer.insufficient_scope:
+        return Forbidden(words if code == "DENIED" else "denied: requested access to the resource is denied")
+    if answer.status == 401:
+        return Unauthorized(words if code else "unauthorized: authentication required")
+    if 400 <= answer.status < 500 and code:
+        return NotFound(words) if answer.status == 404 else InvalidArgument(words)
     return _unexpected(answer, words)
 
 

@@ -88,7 +88,7 @@ class Registry:
     ) -> None:
         self._content = content
         self._layers = layers
-        self._policy = policy or RegistryPolicy()
+        self.policy = policy or RegistryPolicy()
         self._slots = asyncio.Semaphore(max(1, max_concurrent_downloads))
         self._threads = max(1, max_concurrent_downloads) * STAGES + 1
         self._pool: ThreadPoolExecutor | None = None
@@ -135,16 +135,21 @@ class Registry:
 
     async def repository(self, reference: Reference, credentials: Credentials | None = None) -> Repository:
         """The repository of ``reference`` as this user sees it."""
+        transport = await self.transport()
+        from tare.distribution.remote import Repository
+
+        return Repository(transport, self.policy, reference, credentials or Credentials())
+
+    async def transport(self) -> Transport:
+        """The connections that all transfers share; the first call loads the HTTP client."""
         async with self._loading:
             if self._transport is None:
                 # Importing blocks for 0.15 s: not on the event loop.
                 await asyncio.to_thread(importlib.import_module, "tare.distribution.remote")
                 from tare.distribution.transport import Transport
 
-                self._transport = Transport(self._policy, _USER_AGENT)
-        from tare.distribution.remote import Repository
-
-        return Repository(self._transport, self._policy, reference, credentials or Credentials())
+                self._transport = Transport(self.policy, _USER_AGENT)
+            return self._transport
 
     async def _documents(self, repository: Repository, platform: Platform | None, pin: Pin) -> Pulled:
         reference = repository.reference

@@ -195,7 +195,7 @@ class Host:
             raise Transient(str(error)) from None
         if response.status == 401:
             used = self._authorization
-            self._challenges = parse_challenges(response.headers.getall("WWW-Authenticate", [])) or self._challenges
+            self._challenged(response)
             response.close()
             await self._authorize(url, used)
             response = await self._open(method, url, {**headers, **self._authorized()})
@@ -229,6 +229,9 @@ class Host:
         if self._challenges and not self._authorization:
             await self._authorize(f"{self._base}/v2/", "")
 
+    def _challenged(self, response: aiohttp.ClientResponse) -> None:
+        self._challenges = parse_challenges(response.headers.getall("WWW-Authenticate", [])) or self._challenges
+
     async def _authorize(self, url: str, used: str) -> None:
         """Answer the latest challenge. ``used`` is the authorisation that was just refused."""
         async with self._lock:
@@ -252,12 +255,16 @@ class Host:
             raise Unauthorized(f"{self._endpoint.host}: invalid token realm {realm!r}")
         if parts.scheme == "http" and not plain and self._endpoint.verify:
             raise Unauthorized(f"{self._endpoint.host}: refused token realm {realm}: it is not reached through TLS")
-        query = {"scope": challenge.parameters.get("scope") or f"repository:{self._reference.path}:pull"}
+        query = {"scope": self._scope(challenge)}
         if service := challenge.parameters.get("service"):
             query["service"] = service
         same_host = parts.hostname == urlsplit(self._base).hostname
         verify = self._endpoint.verify or not same_host
         return await retrying(lambda: self._fetch_token(realm, query, verify))
+
+    def _scope(self, challenge: Challenge) -> str:
+        """The rights to ask for, several of them separated by spaces."""
+        return challenge.parameters.get("scope") or f"repository:{self._reference.path}:pull"
 
     async def _fetch_token(self, realm: str, query: dict[str, str], verify: bool) -> str:
         headers, form, method, url = {}, None, "GET", realm
@@ -269,7 +276,9 @@ class Host:
             if self._credentials.username:
                 headers["Authorization"] = self._credentials.basic()
                 query = {**query, "account": self._credentials.username}
-            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
+            # As a query each scope is a parameter of its own, in a form they stay one (distribution's token and OAuth2 specs).
+            pairs = [(name, part) for name, value in query.items() for part in (value.split() if name == "scope" else [value])]
+            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(pairs)}"
         async with self._transport.request(method, url, headers, form=form, verify=verify) as response:
             if response.status != 200:
                 raise await self._refusal(method, realm, response)
@@ -309,13 +318,17 @@ class Host:
         challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
         scope = any(challenge.parameters.get("error") == "insufficient_scope" for challenge in challenges)
         answer = Answer(method, url, response.status, response.reason or "", response.headers, body, scope)
-        error = translate(answer, self._reference)
+        error = self._translate(answer)
         if isinstance(error, ResourceExhausted):
             wait = response.headers.get("Retry-After", "")
             return RateLimited(str(error), float(wait) if wait.isdigit() and len(wait) < 9 else -1.0)
         if response.status in (408, 500, 502, 503, 504):
             return Transient(str(error))
         return error
+
+    def _translate(self, answer: Answer) -> TareError:
+        """What a refusal means here."""
+        return translate(answer, self._reference)
 
     def _authorized(self) -> dict[str, str]:
         return {"Authorization": self._authorization} if self._authorization else {}

@@ -29,6 +29,9 @@ CONNECT_TIMEOUT = 30.0
 STALL_TIMEOUT = 60.0
 """Seconds without a single byte after which a transfer counts as broken."""
 
+SLOW_ANSWER = 300.0
+"""Seconds that a registry may take to answer an upload: it hashes and stores gigabytes first."""
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -54,7 +57,6 @@ class Transport:
             read_bufsize=READ_BUFFER,
             max_line_size=32 << 10,
             max_field_size=64 << 10,
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=STALL_TIMEOUT),
             headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
         )
 
@@ -86,6 +88,12 @@ class Transport:
             url = target
         raise Unavailable(f'{_verb(method)} "{url}": stopped after {REDIRECT_LIMIT} redirects')
 
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | AsyncIterator[bytes], *, verify: bool = True
+    ) -> aiohttp.ClientResponse:
+        """Send one request with a body. Redirects are the caller's: a streamed body cannot be sent twice."""
+        return await self._send(method, url, headers, body, verify, SLOW_ANSWER)
+
     @asynccontextmanager
     async def request(
         self,
@@ -104,7 +112,13 @@ class Transport:
             response.close()
 
     async def _send(
-        self, method: str, url: str, headers: Mapping[str, str], form: Mapping[str, str] | None, verify: bool
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, str] | bytes | AsyncIterator[bytes] | None,
+        verify: bool,
+        stall: float = STALL_TIMEOUT,
     ) -> aiohttp.ClientResponse:
         scheme, host = urlsplit(url).scheme, urlsplit(url).netloc
         try:
@@ -112,8 +126,9 @@ class Transport:
                 method,
                 URL(url, encoded=True),
                 headers=headers,
-                data=form,
+                data=body,
                 allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=stall),
                 ssl=self._context(verify) if scheme == "https" else True,
                 proxy=proxy_for(scheme, host),
             )

@@ -31,6 +31,7 @@ from tare.images.garbage import Freed, Garbage
 from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch
 from tare.images.importing import import_layer
 from tare.images.names import Names, digests_of, tags_of
+from tare.images.publishing import Publisher
 from tare.images.removal import Situation, check_delete, check_untag, is_single, untagged_with
 from tare.oci.digest import Digest
 from tare.oci.image import NO_TIME, ContainerConfig, History, ImageConfig, RootFS, chain_ids, encode, parse_config
@@ -59,6 +60,8 @@ class Images:
         self._pulls: SharedTasks[Image] = SharedTasks()
         self._configs: OrderedDict[str, ImageConfig] = OrderedDict()
         self.registry = Registry(content, layers, policy, config.max_concurrent_downloads)
+        self.publisher = Publisher(content, layers, metadata, self._names, self._garbage, self.registry, events)
+        """Pushes."""
         self.users_of: Callable[[str], Sequence[tuple[str, bool]]] = lambda image_id: ()
         """Containers made of an image: their ids, and whether they run."""
 

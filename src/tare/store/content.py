@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -212,6 +213,26 @@ class ContentStore:
             temporary.unlink(missing_ok=True)
             raise _translate(error, f"writing blob {digest}", self._root) from error
         return digest
+
+    def scratch(self) -> Path:
+        """A fresh file name on the store's disk for bytes whose digest is not known yet; ``expire`` removes what a crash leaves."""
+        return self._ingests / f"scratch-{secrets.token_hex(12)}"
+
+    def adopt(self, file: Path, digest: Digest) -> None:
+        """Publish a complete ``scratch`` file as the blob ``digest``; its writer has computed the digest from the very bytes it wrote."""
+        target = self.path(digest)
+        try:
+            opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchmod(opened, 0o444)
+                os.fsync(opened)
+            finally:
+                os.close(opened)
+            make_directory(target.parent)
+            file.rename(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise _translate(error, f"writing blob {digest}", self._root) from error
 
     def ingest(self, digest: Digest, size: int | None = None) -> Ingest:
         """Begin or go on receiving a blob. ``Conflict`` when this digest is being received already."""

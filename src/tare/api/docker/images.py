@@ -162,8 +162,14 @@ class ImageHandlers:
     async def save(self, request: Request) -> Response:
         raise Unsupported("writing an image archive (save) is not part of this release")
 
-    async def push(self, request: Request) -> Response:
-        raise Unsupported("pushing to a registry (push) is not part of this release")
+    async def push(self, request: Request) -> None:
+        credentials = Credentials.decode(request.headers.get("x-registry-auth", ""))
+        await request.read()
+        feed = ProgressFeed()
+        work = asyncio.create_task(
+            self._images.publisher.push(request.params["name"], request.query.get("tag", ""), credentials or None, feed.report)
+        )
+        await _follow(request, work, feed)
 
     async def distribution(self, request: Request) -> Response:
         raise Unsupported("looking at an image in its registry (distribution inspect) is not part of this release")

@@ -30,6 +30,6 @@ class JsonStream:
         text = message_of(error, request_id)
         status = status_of(error)
         detail: dict[str, Any] = {"message": text}
-        if status in (401, 403, 404):
+        if status in (403, 404):  # not 401: the command line would replace the message by its own
             detail["code"] = status
         await self.send({"errorDetail": detail, "error": text})

@@ -1,0 +1,139 @@
+"""A stored layer as the tar that it came as, plain or packed again.
+
+Where the bytes are: the layer store keeps the uncompressed tar (forms *erofs* and *pending*), or the content store still has the compressed
+blob that the layer came in. ``plain`` reads whichever there is; ``pack`` compresses it into a blob that can be pushed. Both block: use them
+in worker threads. The caller pins the layer and its blob for as long as it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tare.distribution.decompress import decompress
+from tare.errors import Corrupt, NotFound, ResourceExhausted
+from tare.oci.digest import Digest
+from tare.store.content import ContentStore
+from tare.store.layers.driver import LayerDriver
+
+CHUNK = 1 << 20
+_LEVEL = 2
+"""isal's level: within a few percent of its best at several times the speed."""
+
+
+def plain(layers: LayerDriver, content: ContentStore, diff_id: Digest, blob: Digest | None) -> Iterator[bytes]:
+    """The layer's uncompressed tar, exactly ``tar_size`` bytes. ``blob`` is its compressed form if the content store has one."""
+    layer = layers.get(diff_id)
+    if layer is None:
+        raise NotFound(f"layer {diff_id} is not in the {layers.name} layer store: pull its image again")
+    try:
+        tar = open(layers.path(diff_id) / "layer.tar", "rb")  # noqa: SIM115 - closed by the generator that reads it
+    except FileNotFoundError:
+        if blob is None:
+            raise NotFound(
+                f"the tar of layer {diff_id} was not kept: the {layers.name} layer driver stores only the files of an imported layer"
+            ) from None
+        return _unpacked(content, blob, layer.tar_size)
+    return _first(tar, layer.tar_size, diff_id)
+
+
+def _first(tar: Any, size: int, diff_id: Digest) -> Iterator[bytes]:
+    """The tar without the padding that the store adds."""
+    with tar:
+        while size:
+            chunk = tar.read(min(CHUNK, size))
+            if not chunk:
+                raise Corrupt(f"the tar of layer {diff_id} is cut off on disk: remove its image and pull it again")
+            size -= len(chunk)
+            yield chunk
+
+
+def _unpacked(content: ContentStore, blob: Digest, size: int) -> Iterator[bytes]:
+    with content.open(blob) as file:
+        for chunk in decompress(iter(lambda: file.read(CHUNK), b""), f"layer {blob}"):
+            size -= len(chunk)
+            yield chunk
+    if size:
+        raise Corrupt(f"layer {blob} does not unpack to the length that it had: remove its image and pull it again")
+
+
+class Packer:
+    """Compresses a tar into a scratch file of the content store; the blob's digest is known at the end.
+
+    End it with ``commit`` (after pinning ``digest``) or ``abort``; as a context manager it aborts when left without a commit.
+    """
+
+    def __init__(self, content: ContentStore) -> None:
+        from isal import isal_zlib
+
+        self._content = content
+        self._path = content.scratch()
+        self._hasher = hashlib.sha256(usedforsecurity=False)
+        self.size = 0
+        # A gzip header without time and name: the same tar gives the same blob.
+        self._encoder: Any = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, 31)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def write(self, chunk: bytes) -> None:
+        self._put(self._encoder.compress(chunk))
+
+    def finish(self) -> Packed:
+        """Everything was written: what came out."""
+        self._put(self._encoder.flush())
+        return Packed(Digest.sha256(self._hasher.hexdigest()), self.size, self)
+
+    def commit(self, digest: Digest) -> None:
+        """Make the blob visible."""
+        if self._content.has(digest):
+            self.abort()
+            return
+        self._close()
+        self._content.adopt(self._path, digest)
+
+    def abort(self) -> None:
+        """Leave nothing. Idempotent."""
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _put(self, data: bytes) -> None:
+        view = memoryview(data)
+        self._hasher.update(view)
+        self.size += len(view)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+        except OSError as error:
+            place = self._path.parent
+            raise ResourceExhausted(f"cannot write a compressed layer: {error.strerror}: free some space under {place}") from None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A compressed layer, complete but not yet visible."""
+
+    digest: Digest
+    size: int
+    packer: Packer
+
+
+def pack(layers: LayerDriver, content: ContentStore, diff_id: Digest, stopped: Callable[[], bool] = lambda: False) -> Packed:
+    """Compress a layer's kept tar. Give the result to ``Packer.commit`` or ``Packer.abort``."""
+    packer = Packer(content)
+    try:
+        for chunk in plain(layers, content, diff_id, None):
+            if stopped():
+                raise InterruptedError("the push was given up")
+            packer.write(chunk)
+        return packer.finish()
+    except BaseException:
+        packer.abort()
+        raise
+

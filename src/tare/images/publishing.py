@@ -1,0 +1,253 @@
+"""``push``: an image of ours to a repository of a registry.
+
+An image that was pulled is pushed with the very manifest and blobs that it came with, so that its digest stays. For an image made here
+(import, commit, load of a plain archive) its layers are compressed once, a manifest is written, and both are *kept* as if it had been
+pulled: the second push finds everything and gives the same digest.
+
+A layer that two images share may be here only as one image's blob. Then the other's manifest is kept if the registry has its blob;
+otherwise the manifest is written anew with the blob that there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from tare.distribution.auth import Credentials
+from tare.distribution.progress import Progress, Report
+from tare.distribution.push import LayerToPush, Push
+from tare.distribution.registry import Registry
+from tare.distribution.sharing import SharedTasks
+from tare.errors import InvalidArgument, NotFound
+from tare.events import EventBus
+from tare.images.garbage import Garbage, Pins
+from tare.images.image import ImageRecord
+from tare.images.layertar import pack
+from tare.images.names import Names
+from tare.oci import media_types
+from tare.oci.digest import Digest
+from tare.oci.image import Descriptor, Manifest, parse_config, parse_manifest
+from tare.oci.reference import Reference
+from tare.store.content import ContentStore
+from tare.store.layers.driver import LayerDriver
+from tare.store.metadata import Metadata
+
+
+class Blobs:
+    """Which compressed blob stands for which layer, as the manifests of all images tell."""
+
+    def __init__(self, content: ContentStore, metadata: Metadata, names: Names) -> None:
+        self._content = content
+        self.by_layer: dict[str, Descriptor] = {}
+        """By diff_id: a blob that the content store has."""
+        self._sources: dict[str, set[tuple[str, str]]] = {}
+        for image_id, _, document in metadata.images.all():
+            record = msgspec.json.decode(document, type=ImageRecord)
+            manifest = manifest_of(content, record)
+            if manifest is None:
+                continue
+            places = {(name.domain, name.path) for name in names.of(image_id) if name.digest}
+            for diff_id, layer in zip(record.diff_ids, manifest.layers, strict=False):
+                self._sources.setdefault(layer.digest, set()).update(places)
+                if content.has(layer.digest):
+                    self.by_layer.setdefault(diff_id, layer)
+
+    def sources(self, digest: Digest, target: Reference) -> list[str]:
+        """Other repositories of ``target``'s registry that are known to hold the blob."""
+        return sorted(path for domain, path in self._sources.get(digest, ()) if domain == target.domain and path != target.path)
+
+
+def manifest_of(content: ContentStore, record: ImageRecord) -> Manifest | None:
+    """The manifest that an image came with or was pushed with; ``None`` if it has none."""
+    digest = Digest.parse(record.manifest) if record.manifest else None
+    if digest is None or not content.has(digest):
+        return None
+    found = parse_manifest(content.read(digest))
+    return found if isinstance(found, Manifest) and len(found.layers) == len(record.diff_ids) else None
+
+
+class Publisher:
+    """Pushes images of one engine."""
+
+    def __init__(
+        self,
+        content: ContentStore,
+        layers: LayerDriver,
+        metadata: Metadata,
+        names: Names,
+        garbage: Garbage,
+        registry: Registry,
+        events: EventBus,
+    ) -> None:
+        self._content = content
+        self._layers = layers
+        self._metadata = metadata
+        self._names = names
+        self._garbage = garbage
+        self._registry = registry
+        self._events = events
+        self._packing: SharedTasks[Descriptor] = SharedTasks()
+
+    async def push(self, name: str, tag: str, credentials: Credentials | None, report: Report) -> None:
+        """Push ``name:tag``, or every tag of ``name`` when neither says one. ``report`` gets Docker's messages.
+
+        Raises ``NotFound`` ("An image does not exist locally with the tag: x") and what the registry's refusal means.
+        """
+        reference = Reference.parse(name)
+        if tag:
+            reference = reference.with_tag(tag)
+        if reference.digest:
+            raise InvalidArgument("cannot push a digest reference")
+        report(Progress(f"The push refers to repository [{reference.name}]"))
+        images = self._wanted(reference)
+        blobs = Blobs(self._content, self._metadata, self._names)
+        sources = {
+            source
+            for image_id in images.values()
+            for layer in (_layers_of(self._content, self._need(image_id)))
+            for source in blobs.sources(layer.digest, reference)
+        }
+        push = await Push.open(self._registry, self._content, reference, credentials, sorted(sources), report)
+        for target, image_id in images.items():
+            async with self._garbage.pins() as pins:
+                await self._push(push, target, image_id, blobs, pins)
+
+    def _wanted(self, reference: Reference) -> dict[Reference, str]:
+        """Image ids by tagged reference."""
+        own = {
+            found: image_id
+            for image_id, references in self._names.by_image().items()
+            for found in references
+            if found.tag and not found.digest and found.repository == reference.repository
+        }
+        if not own:
+            raise NotFound(f"An image does not exist locally with the tag: {reference.familiar_name}")
+        if reference.tag is None:
+            return own
+        if reference not in own:
+            raise NotFound(f"tag does not exist: {reference.familiar()}")
+        return {reference: own[reference]}
+
+    async def _push(self, push: Push, target: Reference, image_id: str, blobs: Blobs, pins: Pins) -> None:
+        record = self._need(image_id)
+        diff_ids = [Digest.parse(diff_id) for diff_id in record.diff_ids]
+        await pins.add([Digest.parse(digest) for digest in (image_id, *record.documents, *record.blobs, *record.diff_ids)])
+        original = manifest_of(self._content, record)
+        kind = original.media_type if original else media_types.DOCKER_MANIFEST
+        work = [
+            self._layer(diff_id, original.layers[number] if original else None, target, kind, blobs, pins)
+            for number, diff_id in enumerate(diff_ids)
+        ]
+        sent = await push.layers(work)
+        config = Digest.parse(image_id)
+        await push.config(config)
+        layers = [sent[diff_id] for diff_id in diff_ids]
+        if original is not None and [layer.digest for layer in layers] == [layer.digest for layer in original.layers]:
+            raw = await asyncio.to_thread(self._content.read, Digest.parse(record.manifest))
+        else:
+            raw = write_manifest(kind, config, self._content.size(config), layers)
+            await pins.add([Digest.of(raw)])
+            await asyncio.to_thread(self._content.put, raw)
+        assert target.tag is not None
+        digest = await push.manifest(target.tag, raw, kind)
+        self._record(image_id, target, digest, layers)
+
+    def _layer(
+        self, diff_id: Digest, original: Descriptor | None, target: Reference, kind: str, blobs: Blobs, pins: Pins
+    ) -> LayerToPush:
+        async def packed() -> Descriptor:
+            known = blobs.by_layer.get(diff_id)
+            if known is not None:
+                await pins.add([known.digest])
+                if self._content.has(known.digest):
+                    return _retyped(known, kind)
+            made = await self._packing.run(diff_id, lambda _: self._pack(diff_id, pins), lambda _: None)
+            await pins.add([made.digest])
+            return _retyped(made, kind)
+
+        original = original or blobs.by_layer.get(diff_id)
+        if original is not None:
+            original = _retyped(original, kind)
+        return LayerToPush(diff_id, original, blobs.sources(original.digest, target) if original else (), packed)
+
+    async def _pack(self, diff_id: Digest, pins: Pins) -> Descriptor:
+        stop = threading.Event()
+        work = asyncio.create_task(asyncio.to_thread(pack, self._layers, self._content, diff_id, stop.is_set))
+        try:
+            made = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            with suppress(Exception):
+                (await work).packer.abort()
+            raise
+        try:
+            await pins.add([made.digest])
+            await asyncio.to_thread(made.packer.commit, made.digest)
+        except BaseException:
+            made.packer.abort()
+            raise
+        return Descriptor(media_types.DOCKER_LAYER_GZIP, made.digest, made.size)
+
+    def _record(self, image_id: str, target: Reference, digest: Digest, layers: Sequence[Descriptor]) -> None:
+        """Remember manifest and blobs, and what the registry calls the image now."""
+        record = self._need(image_id)
+        kept = [str(layer.digest) for layer in layers if self._content.has(layer.digest)]
+        record = msgspec.structs.replace(
+            record,
+            manifest=str(digest),
+            documents=list(dict.fromkeys([*record.documents, str(digest), image_id])),
+            blobs=list(dict.fromkeys([*kept, *record.blobs])),
+        )
+        with self._metadata.transaction():
+            self._metadata.images.put(image_id, None, msgspec.json.encode(record))
+            self._names.set(target.with_digest(digest), image_id)
+        labels = parse_config(self._content.read(Digest.parse(image_id))).container.labels or {}
+        self._events.publish("image", "push", target.familiar(), {**labels, "name": target.familiar_name})
+
+    def _need(self, image_id: str) -> ImageRecord:
+        document = self._metadata.images.get(image_id)
+        if document is None:
+            raise NotFound(f"No such image: {image_id}")
+        return msgspec.json.decode(document, type=ImageRecord)
+
+
+def write_manifest(kind: str, config: Digest, config_size: int, layers: Sequence[Descriptor]) -> bytes:
+    """A manifest of ours, indented as Docker indents its own."""
+    oci = kind == media_types.OCI_MANIFEST
+    config_type = media_types.OCI_CONFIG if oci else media_types.DOCKER_CONFIG
+    document = {
+        "schemaVersion": 2,
+        "mediaType": kind,
+        "config": _plain(Descriptor(config_type, config, config_size)),
+        "layers": [_plain(layer) for layer in layers],
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=3)
+
+
+def _plain(descriptor: Descriptor) -> dict[str, str | int]:
+    return {"mediaType": descriptor.media_type, "size": descriptor.size, "digest": str(descriptor.digest)}
+
+
+def _layers_of(content: ContentStore, record: ImageRecord) -> Sequence[Descriptor]:
+    manifest = manifest_of(content, record)
+    return manifest.layers if manifest else ()
+
+
+_COUNTERPARTS = (
+    (media_types.DOCKER_LAYER_GZIP, media_types.OCI_LAYER_GZIP),
+    (media_types.DOCKER_LAYER_ZSTD, media_types.OCI_LAYER_ZSTD),
+    (media_types.DOCKER_LAYER, media_types.OCI_LAYER),
+)
+
+
+def _retyped(blob: Descriptor, kind: str) -> Descriptor:
+    """The same blob with the media type that belongs into a manifest of ``kind``."""
+    oci = kind == media_types.OCI_MANIFEST
+    for docker_type, oci_type in _COUNTERPARTS:
+        if blob.media_type in (docker_type, oci_type):
+            return msgspec.structs.replace(blob, media_type=oci_type if oci else docker_type)
+    return blob
