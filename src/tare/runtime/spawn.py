@@ -45,7 +45,8 @@ class Spawned:
 def spawn(directory: str, cgroup_parent: str, spares: int = 2, fast_migration: bool = True, warm: bool = True) -> Spawned:
     """Start a launcher (vfork and exec: safe and cheap also from a threaded process). Returns at once; it reports ``{"ready": pid}`` first.
 
-    ``warm=False`` suits a launcher that is to start one container only. ``directory`` is a run-time directory in which the launcher may make a temporary one of its own.
+    ``warm=False`` suits a launcher that is to start one container only. ``directory`` is a run-time directory in which the launcher
+    may make a temporary one of its own.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     script = Path(__file__).with_name("launcher_main.py")
