@@ -1,7 +1,7 @@
 """The engines that the benchmarks compare: a private ``tared``, a private ``dockerd``, podman with private roots.
 
-Every benchmark runs inside network and mount namespaces of its own (``isolate``), so that bridges, rules and mounts of all three engines are gone
-with it. All get the same image: busybox, imported from one tar.
+Every benchmark runs inside network and mount namespaces of its own (``isolate``), so that bridges, rules and mounts of all three
+engines are gone with it. All get the same image: busybox, imported from one tar.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Engine:
     def run(self, *arguments: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[bytes]:
         if arguments[0] == "run":
             arguments = ("run", *self.run_flags, *arguments[1:])
-        return subprocess.run([*self.command, *arguments], check=check, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
+        return subprocess.run([*self.command, *arguments], check=check, capture_output=True, **options)  # type: ignore[call-overload]
 
     def load_busybox(self) -> None:
         self.run("import", "-", "busybox:latest", input=busybox_tar()) if self.name != "tare" else subprocess.run(

@@ -133,8 +133,8 @@ class ExecSessions:
     async def settle(self, session: ExecSession) -> None:
         """Wait (briefly) until the session shows what its client has already seen.
 
-        The keeper closes the client's connection itself, so a client may ask for the exit code before the keeper's word of the exit, or even
-        of the start, has come here. A session that is being started, or whose process is dead, is about to change.
+        The keeper closes the client's connection itself, so a client may ask for the exit code before the keeper's word of the exit, or
+        even of the start, has come here. A session that is being started, or whose process is dead, is about to change.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_WITHIN):

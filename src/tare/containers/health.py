@@ -1,7 +1,7 @@
 """Health checks: a command run in the container again and again, and what its results say about the container.
 
-States: ``starting`` → ``healthy`` ⇄ ``unhealthy``. A failure during the start period does not count until the first success ends that period.
-``retries`` failures in a row make the container unhealthy; one success makes it healthy. The last five results are kept.
+States: ``starting`` → ``healthy`` ⇄ ``unhealthy``. A failure during the start period does not count until the first success ends that
+period. ``retries`` failures in a row make the container unhealthy; one success makes it healthy. The last five results are kept.
 
 One asyncio task per running container with a check; it ends with the container's task. The check itself is an ordinary exec with the
 container's own settings, so it has no right that the container lacks.
