@@ -1,14 +1,14 @@
 """A bundle: its configuration read, checked and lowered into a plan.
 
-Nothing is dropped in silence. A field of the specification that we cannot honour is an error that names it. A field that the specification does not
-know is a warning: the specification forbids to fail for it.
+Nothing is dropped in silence. A field of the specification that we cannot honour is an error that names it. A field that the
+specification does not know is a warning: the specification forbids to fail for it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tare.linux.cgroup.detect import Layout
@@ -16,7 +16,7 @@ from tare.runtime import lowering
 from tare.runtime.cli import hooks, steps
 from tare.runtime.cli.report import RuntimeFailure
 from tare.runtime.plan import Plan, StdioPlan, Step
-from tare.runtime.steps import namespaces, process, rootfs
+from tare.runtime.steps import mounts, namespaces, process, rootfs
 
 CONFIG_LIMIT = 16 * 1024 * 1024
 
@@ -172,6 +172,9 @@ def lower(
     """The plan of a container without a keeper. ``listener`` is its start socket, if it shall wait."""
     config = dict(bundle.config)
     config["linux"] = linux = dict(config.get("linux") or {})
+    # As everywhere, /dev/ptmx is a link to the container's own.
+    linux["devices"] = [item for item in linux.get("devices") or () if os.path.normpath(str(item.get("path"))) != "/dev/ptmx"]
+    config["mounts"], filled = _without_copy_up(config.get("mounts") or ())
     linux["resources"] = resources = dict(linux.get("resources") or {})
     given = list(resources.get("devices") or ())
     resources["devices"] = [{"allow": False, "access": "rwm"}, *given, *DEFAULT_DEVICE_RULES]
@@ -206,12 +209,25 @@ def lower(
             # A filter with no_new_privs stays the last step before the program.
             place = len(result) - (1 if isinstance(result[-1], process.LoadSeccomp) else 0)
             result.insert(place, steps.StartHooks(start))
+        if isinstance(item, mounts.MountFilesystem) and item.destination in filled:
+            item = steps.FillTmpfs(item.destination, (type(item).__name__, item._asdict()))
         result.append(item)
         if isinstance(item, namespaces.NewUserNamespace) and forks:
             result.append(steps.ForkIntoPidNamespace())
     if forks:
         plan = plan._replace(keeper=plan.keeper._replace(pid_namespace="own"))
     return plan._replace(steps=tuple(result))
+
+
+def _without_copy_up(entries: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], set[str]]:
+    """Mounts without runc's own option ``tmpcopyup``, and the destinations that have it."""
+    result, filled = [], set[str]()
+    for entry in entries:
+        options = list(entry.get("options") or ())
+        if entry.get("type") == "tmpfs" and "tmpcopyup" in options:
+            filled.add(os.path.normpath(str(entry.get("destination"))))
+        result.append({**entry, "options": [option for option in options if option not in ("tmpcopyup", "notmpcopyup")]})
+    return result, filled
 
 
 def adapt(plan_steps: tuple[Step, ...], listener: int, descriptors: int) -> tuple[Step, ...]:
@@ -223,7 +239,7 @@ def adapt(plan_steps: tuple[Step, ...], listener: int, descriptors: int) -> tupl
             continue
         result.append(item)
         if isinstance(item, process.CloseDescriptors) and descriptors:
-            result.append(steps.KeepDescriptors(descriptors))
+            result.append(steps.KeepDescriptors(2 + descriptors))
         elif isinstance(item, process.DropPrivileges):
             result.append(steps.Outlive())
     return tuple(result)

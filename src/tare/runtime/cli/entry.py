@@ -5,6 +5,6 @@ import sys
 sys.path.insert(0, sys.argv[1])
 del sys.argv[1]
 
-from tare.runtime.cli.main import main  # noqa: E402
+from tare.runtime.cli.main import finish  # noqa: E402
 
-sys.exit(main(again=True))
+sys.exit(finish())

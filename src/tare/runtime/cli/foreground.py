@@ -1,7 +1,7 @@
 """Waiting in the foreground: signals go to the container, and with a terminal its bytes go both ways.
 
-Signals wake one poll loop through a pipe. What the user types is buffered to a bound, so that a container that does not read cannot stop its own
-output from being shown.
+Signals wake one poll loop through a pipe. What the user types is buffered to a bound, so that a container that does not read cannot stop
+its own output from being shown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from tare.linux import pty
 from tare.runtime.cli.report import RuntimeFailure
 
 CHUNK = 65536
-NOT_FORWARDED = frozenset((signal.SIGCHLD, signal.SIGURG, signal.SIGPIPE, signal.SIGKILL, signal.SIGSTOP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP))
+NOT_FORWARDED = frozenset(
+    (signal.SIGCHLD, signal.SIGURG, signal.SIGPIPE, signal.SIGKILL, signal.SIGSTOP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP)
+)
 
 
 def terminal_size(fd: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Flags as data, and a parser for them.
 
-The parser follows the habits of runc's command line (``--flag value``, ``--flag=value``, ``-flag``, a boolean may say ``=false``), which other
-engines rely on. It is a table and one loop, because importing argparse would cost every container more time than mounting its root.
+The parser follows the habits of runc's command line (``--flag value``, ``--flag=value``, ``-flag``, a boolean may say ``=false``), which
+other engines rely on. It is a table and one loop, because importing argparse would cost every container more time than mounting its root.
 """
 
 from __future__ import annotations
@@ -66,8 +66,6 @@ class Command(NamedTuple):
     flags: tuple[Flag, ...] = ()
     in_order: bool = False
     """Flags end at the first argument (what follows belongs to somebody else)."""
-    enters: bool = False
-    """Starts a process inside a container, hence runs from the read-only interpreter."""
 
 
 _BOOLEANS = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
@@ -111,6 +109,9 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], in_order: bool) -> tuple[P
 
 def describe_flags(flags: Sequence[Flag]) -> str:
     """The table of flags for a help text."""
-    rows = [(", ".join(("--" if len(name) > 1 else "-") + name for name in flag.names.split()) + (f" {flag.value}" if flag.value else ""), flag.help) for flag in flags]
+    rows = []
+    for flag in flags:
+        names = ", ".join(("--" if len(name) > 1 else "-") + name for name in flag.names.split())
+        rows.append((f"{names} {flag.value}" if flag.value else names, flag.help))
     width = max((len(left) for left, _ in rows), default=0)
     return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)

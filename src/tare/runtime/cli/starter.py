@@ -1,7 +1,8 @@
 """The keeper's part of a start, played by a command that may end as soon as the process runs.
 
-The command forks the init itself, so that after its end the init is a child of whoever reaps for the caller (conmon, containerd's shim). It follows
-the init over its line, as a keeper does: writes user maps, puts it into its cgroup, hands the terminal on, runs the hooks in between.
+The command forks the init itself, so that after its end the init is a child of whoever reaps for the caller (conmon, containerd's shim).
+It follows the init over its line, as a keeper does: writes user maps, puts it into its cgroup, hands the terminal on, runs the hooks in
+between.
 """
 
 from __future__ import annotations
