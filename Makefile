@@ -17,12 +17,13 @@ packages:
 test-packages:
 	@scripts/install-packages test
 
-$(STAMP): pyproject.toml requirements.lock
+$(STAMP): pyproject.toml requirements.lock scripts/quick-start
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@# setuptools drops a .pth file into every interpreter start; nothing here needs it
 	@$(BIN)/python -m pip uninstall --quiet --yes setuptools 2>/dev/null || true
+	@scripts/quick-start $(VENV)
 	@touch $@
 
 # Byte code is compiled at set-up: the environment may forbid writing it later, and each start would pay for that.

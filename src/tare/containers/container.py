@@ -6,6 +6,7 @@ One ``asyncio.Lock`` per container guards changes of state. Nothing awaits a cli
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tare.containers.health import Health
@@ -84,10 +85,11 @@ class Container:
                 future.set_result(exit)
 
     def announce_removal(self) -> None:
-        self.announce_exit(self.last_exit())
+        last = replace(self.last_exit(), error="")  # an error was the business of whoever started the container
+        self.announce_exit(last)
         for future in list(self._removal_waiters):
             if not future.done():
-                future.set_result(self.last_exit())
+                future.set_result(last)
 
     def drop_pending(self) -> None:
         """Close the connections of attachments that will never be served."""
