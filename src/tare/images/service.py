@@ -155,7 +155,7 @@ class Images:
 
     async def _pull(self, reference: Reference, platform: Platform | None, credentials: Credentials | None, report: Report) -> Image:
         before = self._names.find(reference)
-        report(Progress(f"Pulling from {reference.repository.familiar_name}", reference.digest or reference.tag or ""))
+        report(Progress(f"Pulling from {reference.path}", reference.digest or reference.tag or ""))
         async with self._garbage.pins() as pin:
             try:
                 pulled = await self.registry.pull(reference, platform, credentials, report, pin.add)
