@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,26 +24,27 @@ _LEVEL = 2
 """isal's level: within a few percent of its best at several times the speed."""
 
 
-def plain(layers: LayerDriver, content: ContentStore, diff_id: Digest, blob: Digest | None) -> Iterator[bytes]:
-    """The layer's uncompressed tar, exactly ``tar_size`` bytes. ``blob`` is its compressed form if the content store has one."""
-    layer = layers.get(diff_id)
-    if layer is None:
+def check(layers: LayerDriver, diff_id: Digest, blob: Digest | None) -> None:
+    """Raise ``NotFound`` when ``plain`` could not give this layer."""
+    if layers.get(diff_id) is None:
         raise NotFound(f"layer {diff_id} is not in the {layers.name} layer store: pull its image again")
+    if blob is None and not (layers.path(diff_id) / "layer.tar").exists():
+        raise NotFound(f"the tar of layer {diff_id} was not kept: the {layers.name} layer driver keeps only the files of an imported one")
+
+
+def plain(layers: LayerDriver, content: ContentStore, diff_id: Digest, blob: Digest | None) -> Generator[bytes, None, None]:
+    """The layer's uncompressed tar, exactly ``tar_size`` bytes. ``blob`` is its compressed form if the content store has one."""
+    check(layers, diff_id, blob)
+    layer = layers.get(diff_id)
+    size = layer.tar_size if layer else 0
     try:
-        tar = open(layers.path(diff_id) / "layer.tar", "rb")  # noqa: SIM115 - closed by the generator that reads it
+        tar = open(layers.path(diff_id) / "layer.tar", "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
-        if blob is None:
-            raise NotFound(
-                f"the tar of layer {diff_id} was not kept: the {layers.name} layer driver stores only the files of an imported layer"
-            ) from None
-        return _unpacked(content, blob, layer.tar_size)
-    return _first(tar, layer.tar_size, diff_id)
-
-
-def _first(tar: Any, size: int, diff_id: Digest) -> Iterator[bytes]:
-    """The tar without the padding that the store adds."""
+        assert blob is not None
+        yield from _unpacked(content, blob, size)
+        return
     with tar:
-        while size:
+        while size:  # the store pads the tar
             chunk = tar.read(min(CHUNK, size))
             if not chunk:
                 raise Corrupt(f"the tar of layer {diff_id} is cut off on disk: remove its image and pull it again")
@@ -51,7 +52,7 @@ def _first(tar: Any, size: int, diff_id: Digest) -> Iterator[bytes]:
             yield chunk
 
 
-def _unpacked(content: ContentStore, blob: Digest, size: int) -> Iterator[bytes]:
+def _unpacked(content: ContentStore, blob: Digest, size: int) -> Generator[bytes, None, None]:
     with content.open(blob) as file:
         for chunk in decompress(iter(lambda: file.read(CHUNK), b""), f"layer {blob}"):
             size -= len(chunk)

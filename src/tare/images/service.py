@@ -25,6 +25,8 @@ from tare.distribution.registry import Pulled, Registry
 from tare.distribution.sharing import SharedTasks
 from tare.errors import Corrupt, InvalidArgument, NotFound, Unsupported
 from tare.events import EventBus
+from tare.images.archive_load import Loader
+from tare.images.archive_save import Saved, Saver
 from tare.images.changes import apply_changes
 from tare.images.filters import select
 from tare.images.garbage import Freed, Garbage
@@ -62,6 +64,8 @@ class Images:
         self.registry = Registry(content, layers, policy, config.max_concurrent_downloads)
         self.publisher = Publisher(content, layers, metadata, self._names, self._garbage, self.registry, events)
         """Pushes."""
+        self.saver = Saver(content, layers, metadata, self._names, self._garbage)
+        self.loader = Loader(content, layers, metadata, self._names, self._garbage, events)
         self.users_of: Callable[[str], Sequence[tuple[str, bool]]] = lambda image_id: ()
         """Containers made of an image: their ids, and whether they run."""
 
@@ -246,6 +250,36 @@ class Images:
                 if name is not None:
                     self._names.set(name.with_default_tag(), str(image_id))
         return self._image(str(image_id))
+
+    # --- archives
+
+    def saved(self, names: Sequence[str]) -> builtins.list[Saved]:
+        """The images that ``save`` is asked for, with the names that they keep: one given with a tag keeps that one, a repository alone
+        stands for all its tags, an id has none."""
+        found: dict[str, Saved] = {}
+
+        def add(image: Image, references: Iterable[Reference] = ()) -> None:
+            saved = found.setdefault(image.id, Saved(image))
+            saved.references += [reference for reference in references if reference not in saved.references]
+
+        for name in names:
+            parsed = parse_any(name)
+            reference = None if isinstance(parsed, Digest) else parsed
+            if reference is not None and reference.is_name_only:
+                every = [
+                    (owner, other)
+                    for owner, references in self._names.by_image().items()
+                    for other in references
+                    if other.tag and not other.digest and other.repository == reference
+                ]
+                for owner, other in every:
+                    add(self._image(owner), [other])
+                if every:
+                    continue
+            image = self.get(name)
+            named = reference is not None and reference.tag and not reference.digest and self._names.find(reference) == image.id
+            add(image, [reference] if named and reference else ())
+        return builtins.list(found.values())
 
     # --- names
 

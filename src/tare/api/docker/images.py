@@ -7,6 +7,8 @@ import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tare.api.docker.params import boolean, json_response, read_filters
 from tare.api.docker.streams import JsonStream
 from tare.api.docker.versions import ApiVersion
@@ -14,6 +16,8 @@ from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
 from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import Request, Response
+from tare.oci.image import PlatformEntry
+from tare.oci.platform import Platform
 from tare.wire.images import HistoryEntry, ImageInspect, ImageSummary
 
 if TYPE_CHECKING:
@@ -156,11 +160,34 @@ class ImageHandlers:
     async def search(self, request: Request) -> Response:
         raise Unsupported("searching registries (search) is not part of this release")
 
-    async def load(self, request: Request) -> Response:
-        raise Unsupported("loading an image archive (load) is not part of this release: push it to a registry and pull it, or import a tar")
+    # -- archives
 
-    async def save(self, request: Request) -> Response:
-        raise Unsupported("writing an image archive (save) is not part of this release")
+    async def load(self, request: Request) -> None:
+        platform = _platform(request)
+        archive = await self._images.loader.receive(request.chunks())
+        try:
+            feed = ProgressFeed()
+            work = self._images.loader.load(archive, platform, boolean(request, "quiet"), feed.report)
+            await _follow(request, asyncio.create_task(work), feed)
+        finally:
+            archive.close()
+
+    async def save(self, request: Request) -> None:
+        names = [request.params["name"]] if "name" in request.params else request.query.all("names")
+        if not names:
+            raise InvalidArgument("no images were named")
+        images = self._images.saved(names)
+        if (platform := _platform(request)) is not None:
+            for saved in images:
+                self._images.check_platform(saved.image, platform, saved.image.id)
+        async with contextlib.aclosing(self._images.saver.stream(images)) as chunks:
+            head = await anext(chunks)
+            stream = await request.stream(200, "application/x-tar")
+            await stream.write(head)
+            async for chunk in chunks:
+                await stream.write(chunk)
+
+    # -- to a registry
 
     async def push(self, request: Request) -> None:
         credentials = Credentials.decode(request.headers.get("x-registry-auth", ""))
@@ -173,6 +200,19 @@ class ImageHandlers:
 
     async def distribution(self, request: Request) -> Response:
         raise Unsupported("looking at an image in its registry (distribution inspect) is not part of this release")
+
+
+def _platform(request: Request) -> Platform | None:
+    """The ``platform`` parameter of load and save: a JSON object (API 1.48), or text as elsewhere."""
+    text = request.query.get("platform", "")
+    if not text:
+        return None
+    if not text.startswith("{"):
+        return Platform.parse(text)
+    try:
+        return msgspec.json.decode(text, type=PlatformEntry).platform()
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidArgument(f"invalid platform: {error}") from None
 
 
 async def _follow(request: Request, work: asyncio.Task[Any], feed: ProgressFeed) -> None:

@@ -1,0 +1,177 @@
+"""``load``: the images of an archive into the stores, then their records, then their names.
+
+    request body ──► [channel] ──► thread: unpack to a scratch file     (``receive``)
+    scratch file ──► thread: each missing layer, verified against its diff_id ──► records and names, in one transaction     (``load``)
+
+As with a pull, a crash at any instant leaves no half image. Compressed layers of an OCI layout are kept with their manifest (see
+``archive_contents``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from tare.distribution.channel import Broken, Channel
+from tare.distribution.decompress import decompress
+from tare.distribution.progress import Progress, Report
+from tare.errors import ResourceExhausted
+from tare.events import EventBus
+from tare.images.archive_contents import Packaged, contents
+from tare.images.archive_read import Archive, blob_name
+from tare.images.garbage import Garbage, Pins
+from tare.images.image import ImageRecord
+from tare.images.names import Names
+from tare.oci.digest import Digest
+from tare.oci.image import NO_TIME, Descriptor
+from tare.oci.platform import Platform
+from tare.store.content import ContentStore
+from tare.store.layers.driver import LayerDriver
+from tare.store.metadata import Metadata
+
+_CHANNEL_LIMIT = 8 << 20
+
+
+@dataclass(frozen=True)
+class Line(Progress):
+    """A line of text for people."""
+
+    def document(self) -> dict[str, Any]:
+        return {"stream": self.status + "\n"}
+
+
+class Loader:
+    """Loads archives into one engine's stores."""
+
+    def __init__(
+        self, content: ContentStore, layers: LayerDriver, metadata: Metadata, names: Names, garbage: Garbage, events: EventBus
+    ) -> None:
+        self._content = content
+        self._layers = layers
+        self._metadata = metadata
+        self._names = names
+        self._garbage = garbage
+        self._events = events
+
+    async def receive(self, source: AsyncIterator[bytes]) -> Archive:
+        """Take the archive in; ``close`` it after ``load``."""
+        channel = Channel(_CHANNEL_LIMIT)
+        worker = asyncio.create_task(asyncio.to_thread(Archive.receive, channel, self._content.scratch()))
+        worker.add_done_callback(lambda _: channel.break_())
+        try:
+            async for chunk in source:
+                if worker.done():
+                    break  # padding after the archive's end, or it failed
+                if chunk:
+                    await channel.put_async(bytes(chunk))
+            channel.close()
+            return await asyncio.shield(worker)
+        except Broken:
+            return await worker  # the worker gave up first: its error is the reason
+        except BaseException:
+            channel.break_()
+            with suppress(Exception):
+                (await worker).close()
+            raise
+
+    async def load(self, archive: Archive, platform: Platform | None, quiet: bool, report: Report) -> None:
+        """Load every image of the archive. ``report`` gets Docker's messages."""
+        loop = asyncio.get_running_loop()
+
+        def tell(progress: Progress) -> None:
+            if not quiet:
+                loop.call_soon_threadsafe(report, progress)
+
+        for image in await asyncio.to_thread(contents, archive, platform):
+            async with self._garbage.pins() as pins:
+                await self._pin(image, pins)
+                work = asyncio.create_task(asyncio.to_thread(self._store, archive, image, tell))
+                try:
+                    await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    with suppress(Exception):
+                        await work  # the archive must not be closed under it
+                    raise
+                except OSError as error:
+                    raise ResourceExhausted(f"cannot store image {image.id}: {error}") from error
+                await asyncio.sleep(0)  # what the thread reported comes first
+                self._record(image, report)
+
+    async def _pin(self, image: Packaged, pins: Pins) -> None:
+        digests = [image.id, *image.config.diff_ids, *(blob.digest for blob in image.blobs)]
+        if image.raw_manifest:
+            digests.append(Digest.of(image.raw_manifest))
+        await pins.add(digests)
+
+    def _store(self, archive: Archive, image: Packaged, tell: Callable[[Progress], None]) -> None:
+        """Blobs and layers; what is there already is not read."""
+        for blob in image.blobs:
+            self._store_blob(archive, blob)
+        for name, diff_id in zip(image.layers, image.config.diff_ids, strict=True):
+            if not self._layers.has(diff_id):
+                self._store_layer(archive, name, diff_id, tell)
+        if image.raw_manifest:
+            self._content.put(image.raw_manifest)
+        self._content.put(image.raw_config, image.id)
+
+    def _store_blob(self, archive: Archive, blob: Descriptor) -> None:
+        if self._content.has(blob.digest):
+            return
+        ingest = self._content.ingest(blob.digest, blob.size)
+        try:
+            ingest.restart()
+            for chunk in archive.chunks(blob_name(blob.digest)):
+                ingest.write(chunk)
+            ingest.commit()
+        finally:
+            ingest.abort()
+
+    def _store_layer(self, archive: Archive, name: str, diff_id: Digest, tell: Callable[[Progress], None]) -> None:
+        total = archive.size(name)
+
+        def counted() -> Iterator[bytes]:
+            done = 0
+            for chunk in archive.chunks(name):
+                yield chunk
+                done += len(chunk)
+                tell(Progress("Loading layer", diff_id.short, done, total))
+
+        with self._layers.writer() as writer:
+            for chunk in decompress(counted(), f"layer {name}"):
+                writer.write(chunk)
+            writer.commit(diff_id)
+
+    def _record(self, image: Packaged, report: Report) -> None:
+        image_id = str(image.id)
+        manifest = str(Digest.of(image.raw_manifest)) if image.raw_manifest else ""
+        record = ImageRecord(
+            diff_ids=[str(diff_id) for diff_id in image.config.diff_ids],
+            size=sum(self._layers.size(diff_id) for diff_id in image.config.diff_ids),
+            created=image.config.created or NO_TIME,
+            manifest=manifest,
+            documents=[digest for digest in (manifest, image_id) if digest],
+            blobs=list(dict.fromkeys(str(blob.digest) for blob in image.blobs)),
+        )
+        older = self._metadata.images.get(image_id)
+        known = msgspec.json.decode(older, type=ImageRecord) if older else None
+        renamed = []
+        with self._metadata.transaction():
+            self._metadata.images.put(image_id, None, msgspec.json.encode(record.merged(known)))
+            for name in image.names:
+                before = self._names.find(name)
+                if before not in (None, image_id):
+                    renamed.append((name, before))
+                self._names.set(name, image_id)
+        labels = image.config.container.labels or {}
+        self._events.publish("image", "load", image_id, {**labels, "name": image_id})
+        for name, before in renamed:
+            report(Line(f"The image {name.familiar()} already exists, renaming the old one with ID {before} to empty string"))
+        for name in image.names:
+            report(Line(f"Loaded image: {name.familiar()}"))
+        if not image.names:
+            report(Line(f"Loaded image ID: {image_id}"))
