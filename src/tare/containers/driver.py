@@ -99,6 +99,7 @@ class RuntimeTask:
         self._pid = 0
         self._started_at = 0
         self._warnings: tuple[str, ...] = ()
+        self._paused = False
         self._client: KeeperClient | None = None
         self._exec_defaults: dict[str, Any] | None = None
         self._execs: dict[str, asyncio.Future[Exit]] = {}
@@ -125,6 +126,14 @@ class RuntimeTask:
     def warnings(self) -> Sequence[str]:
         return self._warnings
 
+    @property
+    def exit(self) -> Exit | None:
+        return self._ended.result() if self._ended.done() else None
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     # The connection with the keeper
 
     def connect(self, sock: socket.socket) -> KeeperClient:
@@ -137,6 +146,7 @@ class RuntimeTask:
         self._pid = int(fields.get("pid") or self._pid)
         self._started_at = int(fields.get("started_at") or self._started_at)
         self._warnings = tuple(fields.get("warnings") or self._warnings)
+        self._paused = bool(fields.get("paused"))
 
     def set_exit(self, exit: Exit) -> None:
         """The task has ended."""

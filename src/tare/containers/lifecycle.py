@@ -118,9 +118,9 @@ class Lifecycle:
         state.exit_code = error.exit_code if isinstance(error, StartFailed) else 128
         state.pid = 0
         container.save(self._records)
-        if isinstance(error, TareError):
+        if isinstance(error, Exception):
+            # No waiter is told: nothing ran that could have exited, and the caller of start has the reason.
             self.publish(container, "die", {"exitCode": str(state.exit_code)})
-            container.announce_exit(container.last_exit())
             if container.record.host_config.auto_remove:
                 asyncio.get_running_loop().create_task(self._remove(container))
 
@@ -135,17 +135,42 @@ class Lifecycle:
     async def recover(self, container: Container) -> None:
         """Find the container's task again: still running, or ended while no daemon was there to see it."""
         record = container.record
+        state = record.state
         task = await self._driver.recover(record.id, self._launcher.run_dir(record.id))
-        if task is not None:
+        if task is None:
+            if state.status in (RUNNING, PAUSED):
+                # Neither a keeper nor its exit record: the machine was restarted.
+                await self._ended(container, Exit(255, time.time_ns()), None)
+            elif state.status == RESTARTING:
+                self._restart_soon(container)
+            return
+        exit = task.exit
+        if exit is not None and exit.finished_at == state.finished_at:
+            # This exit is on record; the daemon was killed before it had tidied up.
+            await self._launcher.release(record)
+            await task.release()
+            if state.status == RESTARTING:
+                self._restart_soon(container)
+            return
+        if state.status not in (RUNNING, PAUSED):
+            # Its start was not recorded yet; that start was the user's, or the policy's.
+            record.stopped_by_user = False
+        self._adopt(container, task)
+        if exit is not None:
+            await self._ended(container, exit, task)
+            return
+        try:
             self._launcher.adopt(record)
-            self._adopt(container, task)
-            if record.state.status not in (RUNNING, PAUSED):
-                record.state.status = RUNNING
-            container.save(self._records)
-            self._observe(container, task)
-        elif record.state.status in (RUNNING, PAUSED, RESTARTING):
-            # Neither a keeper nor its exit record: the machine was restarted, or the keeper was killed together with its container.
-            await self._ended(container, Exit(255, record.state.finished_at or time.time_ns(), error=""), None)
+        except (TareError, OSError) as error:
+            # It runs on what it has mounted already; a restart of it will say the same as an error.
+            _log.warning("container %s: its layers cannot be held: %s", record.id, error)
+        state.status = PAUSED if task.paused else RUNNING
+        container.save(self._records)
+        self._observe(container, task)
+
+    def _restart_soon(self, container: Container) -> None:
+        """A restart was due when the daemon was killed."""
+        container.restart_timer = asyncio.create_task(self._restart_later(container, _SHORTEST_DELAY))
 
     # -- the monitor -----------------------------------------------------------------------------------------------------------------
 
@@ -230,11 +255,17 @@ class Lifecycle:
         if not container.has_task:
             raise Conflict(f"cannot kill container: {reference or container.id}: container {container.id} is not running")
         if number == signal.SIGKILL or number == self._stop_signal(container):
-            container.record.stopped_by_user = True
+            self._stopped_by_user(container)
         await self._signal(container, number)
         self.publish(container, "kill", {"signal": str(number)})
         if number == signal.SIGKILL and container.record.state.status == PAUSED:
             await self._thaw(container)
+
+    def _stopped_by_user(self, container: Container) -> None:
+        """Put on record, before the signal is sent, that the exit is wanted: no restart policy of any later daemon may undo it."""
+        if not container.record.stopped_by_user:
+            container.record.stopped_by_user = True
+            container.save(self._records)
 
     async def _signal(self, container: Container, number: int) -> None:
         if (task := container.task) is not None:
@@ -254,7 +285,7 @@ class Lifecycle:
         self.publish(container, "stop")
 
     async def _stop(self, container: Container, timeout: int | None, number: int) -> None:
-        container.record.stopped_by_user = True
+        self._stopped_by_user(container)
         if container.record.state.status == RESTARTING:
             async with container.lock:
                 if container.record.state.status == RESTARTING:

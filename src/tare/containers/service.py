@@ -35,6 +35,8 @@ from tare.oci.digest import Digest
 from tare.wire.container import Config, CreateRequest, EndpointSettings, HostConfig, UpdateRequest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tare.config import EngineConfig
     from tare.containers.task import TaskDriver
     from tare.events import EventBus
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from tare.volumes.service import Volumes
 
 _log = logging.getLogger(__name__)
+
+_RECOVERED_AT_ONCE = 32
 
 
 class Containers:
@@ -88,15 +92,23 @@ class Containers:
             self._by_id[container_id] = container
             self._by_name[container.name] = container
             self._before[container_id] = container.record.state.status
-        for container in list(self._by_id.values()):
-            await self.lifecycle.recover(container)
+        turns = asyncio.Semaphore(_RECOVERED_AT_ONCE)
+
+        async def recover(container: Container) -> None:
+            async with turns:
+                await self.lifecycle.recover(container)
+
+        async with asyncio.TaskGroup() as group:
+            for container in list(self._by_id.values()):
+                group.create_task(recover(container))
         self._sweep()
+        asyncio.get_running_loop().run_in_executor(None, self._delete_snapshots, self._snapshots.leftovers())
 
     async def resume(self) -> None:
         """Finish what was being removed and start what its restart policy wants started with the engine."""
         for container in list(self._by_id.values()):
             if container.removing or (container.record.host_config.auto_remove and container.record.state.status == EXITED):
-                await self._try_remove(container)
+                await self._finish_removal(container)
             elif self._starts_with_engine(container, self._before.get(container.id, "")):
                 await self._start_with_engine(container)
         self._before.clear()
@@ -123,6 +135,16 @@ class Containers:
                 for directory in root.iterdir():
                     if directory.name not in self._by_id:
                         shutil.rmtree(directory, ignore_errors=True)
+        for snapshot in list(self._snapshots.walk()):
+            if snapshot not in self._by_id:
+                self._snapshots.discard(snapshot)
+
+    def _delete_snapshots(self, doomed: list[Path]) -> None:
+        for path in doomed:
+            try:
+                self._snapshots.delete(path)
+            except OSError as error:
+                _log.warning("a removed snapshot could not be deleted: %s", error)
 
     async def close(self) -> None:
         """Let go of everything; running containers run on."""
@@ -320,9 +342,10 @@ class Containers:
         except TareError as error:
             _log.warning("container %s: automatic removal failed: %s", container.id, error)
 
-    async def _try_remove(self, container: Container) -> None:
+    async def _finish_removal(self, container: Container) -> None:
+        """Volumes go with a container only where that is certain: a killed daemon's ``rm`` may have been one without ``--volumes``."""
         try:
-            await self._remove(container, True)
+            await self._remove(container, container.record.host_config.auto_remove)
         except (TareError, OSError) as error:
             _log.warning("container %s: its removal could not be finished: %s", container.id, error)
 
@@ -330,6 +353,8 @@ class Containers:
         async with container.lock:
             if self._by_id.get(container.id) is not container:
                 return
+            if container.has_task:
+                raise Conflict(f'cannot remove container "/{container.name}": container is running: it was started meanwhile')
             record = container.record
             record.state.status = REMOVING
             container.save(self._records)

@@ -192,6 +192,16 @@ class Task(Protocol):
         """What could not be applied and was left out (a limit that the host's confinement forbids)."""
         ...
 
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, as far as is known now."""
+        ...
+
+    @property
+    def paused(self) -> bool:
+        """Whether a task that ``recover`` found was frozen then."""
+        ...
+
     async def wait(self) -> Exit:
         """Return when the process has ended, its output is drained into the log and the exit is recorded."""
         ...

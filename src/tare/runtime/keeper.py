@@ -22,6 +22,8 @@ import errno
 import gc
 import json
 import os
+import select
+import signal
 import socket
 from typing import Any
 
@@ -57,6 +59,16 @@ class SpareInit:
         self.pid = pid
         self.line = line
         self.cgroup = cgroup
+
+    def discard(self) -> None:
+        """It is not needed: nothing of it stays."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        if self.cgroup is not None:
+            try:
+                self.cgroup.remove()
+            except OSError:
+                pass
 
 
 def decode_keeper_plan(data: dict[str, Any]) -> KeeperPlan:
@@ -183,6 +195,22 @@ class Keeper:
                 self.warnings.extend(self.cgroup.apply(self.plan.resources))
         child.go("cgroup")
 
+    def abandoned(self) -> bool:
+        """Whether whoever asked for this start has gone before it began.
+
+        To be asked when the control socket listens: a daemon that starts later finds either that socket, or a start that gave itself up.
+        """
+        poller = select.poll()
+        poller.register(self._starter.sock.fileno(), 0)
+        return bool(poller.poll(0))
+
+    def give_up(self) -> None:
+        """End before the start; nobody is there to be told."""
+        os.unlink("keeper.sock", dir_fd=self._run_fd)
+        self.control.close()
+        for _, fd in self._attachments:
+            messages.close_all([fd])
+
     def _on_progress(self, at: str, child: Child) -> None:
         if child is not self.child:
             return
@@ -300,6 +328,8 @@ class Keeper:
         result: dict[str, Any] = {"state": state, "warnings": self.warnings, "exit": self.exit, "removed": self.removed}
         if child is not None:
             result |= {"pid": child.pid, "started_at": child.started_at}
+        if state == "running" and self.cgroup is not None:
+            result["paused"] = self.cgroup.frozen()
         return result
 
     def _op_go(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
@@ -563,6 +593,13 @@ def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareI
         failure = {"failed": f"cannot set up the keeper: {text}", "code": 128}
         sock = socket.socket(fileno=fds[0])
         messages.send(sock, {"event": "failed", "message": failure_text(failure, CREATE_PREFIX), "code": 128})
+        if spare is not None:
+            spare.discard()
+        return
+    if keeper.abandoned():
+        keeper.give_up()
+        if spare is not None:
+            spare.discard()
         return
     # The plan is long and needed only once; a keeper may live for years.
     request.clear()

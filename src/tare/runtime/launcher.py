@@ -157,14 +157,14 @@ def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareI
 
 def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str) -> None:
     """Prepare an init and wait for a container; never returns."""
-    spare, group = None, None
+    spare = None
     try:
         spare = _make_init()
         if layout is not None and layout.v1:
             group = Cgroup(layout, f"{cgroup_parent}/{SPARE_PREFIX}{os.getpid()}")
+            spare.cgroup = group
             group.create()
             group.attach(spare.pid)
-            spare.cgroup = group
         data, fds = messages.receive_bytes(sock)
         sock.close()
         if data:
@@ -173,13 +173,7 @@ def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str
         pass
     finally:
         if spare is not None:
-            os.kill(spare.pid, signal.SIGKILL)
-            os.waitpid(spare.pid, 0)
-        if group is not None:
-            try:
-                group.remove()
-            except OSError:
-                pass
+            spare.discard()
         os._exit(0)
 
 

@@ -5,7 +5,7 @@ On disk, under ``data_root/snapshots``:
     ID/layers      the diff_ids under this snapshot, bottom first, one a line
     ID/upper/      what the container wrote, in overlayfs's form
     ID/work/       overlayfs's own
-    .trash/        snapshots on their way out; a crash leaves them here, ``clean`` deletes them
+    .trash/        snapshots on their way out; a crash leaves them here, the next engine deletes them (``leftovers``)
 
 Making one is three mkdirs and a small write: nothing is mounted and nothing copied. ``rootfs`` acquires the layers' directories for a task;
 the overlay itself is mounted by the runtime in the task's own mount namespace. What the daemon mounts to look into a snapshot (``mounted``)
@@ -133,7 +133,7 @@ class Snapshots:
         self.delete(self.discard(id))
 
     def discard(self, id: str) -> Path | None:
-        """The quick half of ``remove``: the snapshot is gone for everybody, its files wait for ``delete`` or the next ``clean``."""
+        """The quick half of ``remove``: the snapshot is gone for everybody, its files wait for ``delete``."""
         self.release(id)
         path = self.path(id)
         doomed = Path(tempfile.mkdtemp(dir=self._trash))
@@ -150,10 +150,9 @@ class Snapshots:
         if doomed is not None:
             remove_tree(doomed)
 
-    def clean(self) -> None:
-        """Delete what a crash left in the trash. Slow; for a worker thread after start."""
-        for name in os.listdir(self._trash):
-            remove_tree(self._trash / name)
+    def leftovers(self) -> list[Path]:
+        """What a crash left in the trash: to be asked before anything is removed, for ``delete`` in a worker thread."""
+        return [self._trash / name for name in os.listdir(self._trash)]
 
     @contextmanager
     def mounted(self, id: str, *, writable: bool = False) -> Iterator[Path]:
