@@ -98,7 +98,8 @@ def check(config: Any) -> list[str]:
         raise ValueError(f"ociVersion: {version!r} is not supported")
     warnings: list[str] = []
     for where in KNOWN:
-        _check_object(config, where, warnings)
+        if not where.startswith("process"):
+            _check_object(config, where, warnings)
     if not str((config.get("root") or {}).get("path") or ""):
         raise ValueError("root.path must not be empty")
     if not config.get("process"):
@@ -177,7 +178,8 @@ def lower(
     config["mounts"], filled = _without_copy_up(config.get("mounts") or ())
     linux["resources"] = resources = dict(linux.get("resources") or {})
     given = list(resources.get("devices") or ())
-    resources["devices"] = [{"allow": False, "access": "rwm"}, *given, *DEFAULT_DEVICE_RULES]
+    nothing = {"allow": False, "access": "rwm"}
+    resources["devices"] = [*([] if given[:1] == [nothing] else [nothing]), *given, *DEFAULT_DEVICE_RULES]
     if environment:
         config["process"] = {**config["process"], "env": [*(config["process"].get("env") or ()), *environment]}
     console = config["process"].get("consoleSize") or {}

@@ -12,12 +12,10 @@ from tare.linux import capabilities
 from tare.linux.namespaces import OCI_NAMES
 from tare.runtime import mount_options
 from tare.runtime.cli import bundle as bundles
-from tare.runtime.cli import hooks
 from tare.runtime.cli.call import Call
+from tare.runtime.cli.rendering import render
 from tare.runtime.cli.report import RuntimeFailure
 from tare.runtime.cli.state import check_id, layout
-from tare.runtime.plan import Plan, Step
-from tare.runtime.steps import kernel, mounts, namespaces, process, rootfs
 
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
@@ -34,90 +32,6 @@ def plan(call: Call) -> int:
         return 0
     print(render(made, bundle, sys.stdout.isatty()))
     return 0
-
-
-def render(made: Plan, bundle: bundles.Bundle, colour: bool) -> str:
-    """The plan as numbered lines under headings."""
-    bold, dim, plain = ("\033[1m", "\033[2m", "\033[0m") if colour else ("", "", "")
-    args = " ".join(str(word) for word in bundle.config["process"].get("args") or ())
-    lines = [f"{bold}{made.id}{plain}  {args}", f"{dim}{bundle.path}{plain}"]
-    sections: list[tuple[str, list[str]]] = [("around it: tare-runtime create", around(made, bundle))]
-    for item in made.steps:
-        heading = section(item, sections[-1][0])
-        if heading != sections[-1][0]:
-            sections.append((heading, []))
-        sections[-1][1].append(item.describe())
-    after = [f"run poststart hook {hook.path}" for hook in hooks.read(bundle.config, "poststart")]
-    if after:
-        sections.append(("after the start: tare-runtime start", after))
-    number = 0
-    for heading, texts in sections:
-        lines += ["", f"{bold}{heading}{plain}"]
-        for text in texts:
-            number += 1
-            lines += _wrapped(text, f"{dim}{number:4}{plain}  ", 6)
-    lines += [f"{dim}warning: {warning}{plain}" for warning in bundle.warnings]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, prefix: str, indent: int, width: int = 110) -> list[str]:
-    """A long step goes on under itself."""
-    rows, row = [], ""
-    for word in text.split(" "):
-        if row and len(row) + 1 + len(word) > width - indent:
-            rows.append(row)
-            row = "  " + word
-        else:
-            row = f"{row} {word}" if row else word
-    rows.append(row)
-    return [prefix + rows[0], *(" " * indent + later for later in rows[1:])]
-
-
-def around(made: Plan, bundle: bundles.Bundle) -> list[str]:
-    """What the command itself does."""
-    keeper = made.keeper
-    limits = {key: value for key, value in keeper.resources.items() if key != "devices"}
-    lines = []
-    if keeper.cgroup:
-        text = ", ".join(f"{section} {json.dumps(values, sort_keys=True)}" for section, values in sorted(limits.items()))
-        lines.append(f"make cgroup {keeper.cgroup}" + (f" with {text}" if text else ""))
-        lines.append("allow devices: " + " ".join(_rule(rule) for rule in keeper.resources["devices"]))
-    where = {
-        "new": "enter a new pid namespace and fork the init as its process 1",
-        "host": "fork the init in the host's pid namespace",
-        "own": "fork the init, which makes its user and pid namespaces itself",
-    }
-    lines.append(where.get(keeper.pid_namespace, f"join the pid namespace {keeper.pid_namespace} and fork the init"))
-    for name, maps in (("user", keeper.uid_map), ("group", keeper.gid_map)):
-        if maps:
-            lines.append(f"map {name} ids " + ", ".join(f"{m.container}-{m.container + m.size - 1} to {m.host} and up" for m in maps))
-    for kind in ("prestart", "createRuntime"):
-        lines.extend(f"run {kind} hook {hook.path}" for hook in hooks.read(bundle.config, kind))
-    return lines
-
-
-def _rule(rule: dict[str, Any]) -> str:
-    def number(key: str) -> str:
-        value = rule.get(key)
-        return "*" if value is None or int(value) < 0 else str(value)
-
-    sign = "+" if rule.get("allow") else "-"
-    return f"{sign}{rule.get('type') or 'a'}{number('major')}:{number('minor')}/{rule.get('access') or 'rwm'}"
-
-
-def section(item: Step, before: str) -> str:
-    """Under which heading a step stands."""
-    if isinstance(item, process.NewSession | namespaces.OpenNamespaces | namespaces.NewNamespaces | namespaces.NewUserNamespace):
-        return "init: namespaces"
-    if isinstance(item, mounts.OpenSources | mounts.PrivateMounts):
-        return "init: root file system"
-    if isinstance(item, kernel.LoopbackUp | kernel.SetNames | kernel.SetSysctls):
-        return "init: kernel parameters"
-    if isinstance(item, rootfs.ReadonlyPaths | rootfs.MaskPaths | rootfs.PivotRoot):
-        return "init: close the root"
-    if isinstance(item, kernel.SetLimits | process.NumericUser | kernel.ApparmorProfile):
-        return "init: become the program"
-    return before
 
 
 def spec(call: Call) -> int:
