@@ -1,8 +1,8 @@
 """``make demo``: the engine's main job on real input, from an empty folder to nothing left behind.
 
-A private daemon under ``.demo/`` makes a Debian image, puts it into a real registry (Debian's docker-registry), forgets it, pulls it back and
-runs it as an isolated, limited container. Each step prints the command that a user would type and what came out of it. Everything that
-was made is removed at the end, also when a step fails.
+A private daemon under ``.demo/`` makes a Debian image, puts it into a real registry (Debian's docker-registry), forgets it, pulls it
+back and runs it as an isolated, limited container. Each step prints the command that a user would type and what came out of it.
+Everything that was made is removed at the end, also when a step fails.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def note(text: str) -> None:
 def tare(*arguments: str, quiet: bool = False, expect: int | None = 0, timeout: float = 300) -> str:
     """Run one ``tare`` command, showing it and what it prints; returns its standard output."""
     shown = " ".join(f"'{a}'" if " " in a or not a else a for a in arguments)
-    print(f"  {_dim}$ tare {shown}{_plain}", flush=True)
+    print(f"  {_dim}$ tare {shown if len(shown) < 110 else shown[:109] + '…'}{_plain}", flush=True)
     done = subprocess.run(
         [BIN / "tare", "-H", f"unix://{SOCKET}", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
     )
@@ -120,7 +120,8 @@ class Demo:
         say("2. What a container sees")
         script = (
             "echo pid $$; echo host name $(hostname); . /etc/os-release; echo $PRETTY_NAME; "
-            "echo links $(ls /sys/class/net | tr '\\n' ' '); echo processes $(ls -d /proc/[0-9]* | wc -l); touch /only-here; ls -d /only-here"
+            "echo links $(ls /sys/class/net | tr '\\n' ' '); echo processes $(ls -d /proc/[0-9]* | wc -l);"
+            "touch /only-here; ls -d /only-here"
         )
         output = tare("run", "--rm", "--hostname", "scale", self.image, "sh", "-c", script)
         check("pid 1" in output and "host name scale" in output, "its own process 1 and host name")
@@ -143,8 +144,8 @@ class Demo:
     def web_server(self) -> None:
         say("4. A service on a published port")
         serve = (
-            "use IO::Socket::INET; $|=1; my $s=IO::Socket::INET->new(LocalPort=>80,Listen=>5,ReuseAddr=>1) or die $!; print qq(listening\\n);"
-            "while(my $c=$s->accept){ my $l=<$c>; print $l; print $c qq(HTTP/1.0 200 OK\\r\\n\\r\\nhello from a container\\n); close $c }"
+            "use IO::Socket::INET; $|=1; my $s=IO::Socket::INET->new(LocalPort=>80,Listen=>5,ReuseAddr=>1) or die $!;"
+            "print qq(listening\\n); while(my $c=$s->accept){ my $l=<$c>; print $l; print $c qq(HTTP/1.0 200 OK\\r\\n\\r\\nhello from a container\\n); close $c }"
         )
         tare("run", "-d", "--name", "web", "-p", f"{self.web_port}:80", self.image, "perl", "-e", serve)
         answer = _get(f"http://127.0.0.1:{self.web_port}/greeting")

@@ -1,6 +1,6 @@
 """A stock Debian kernel for the test machine, unpacked into a cache: nothing is installed on the host.
 
-    ~/.cache/tare-tests/PACKAGE/      boot/vmlinuz-VERSION  lib/modules/VERSION/…  (complete once `.done` exists)
+~/.cache/tare-tests/PACKAGE/      boot/vmlinuz-VERSION  lib/modules/VERSION/…  (complete once `.done` exists)
 """
 
 from __future__ import annotations

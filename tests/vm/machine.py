@@ -127,8 +127,8 @@ def _start_virtiofsd(program: Path, scratch: Path) -> subprocess.Popen[bytes]:
 def _qemu_command(qemu: Path, chosen: debian_kernel.Kernel, scratch: Path, memory: str) -> list[str]:
     return [
         str(qemu),
-        *("-accel", os.environ.get("TARE_VM_ACCEL", "tcg,thread=multi")),
-        *("-machine", "q35", "-cpu", "max", "-smp", "2", "-m", memory),
+        *("-accel", os.environ.get("TARE_VM_ACCEL", "tcg")),
+        *("-machine", "q35", "-cpu", "max", "-smp", "1", "-m", memory),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(chosen.image), "-initrd", str(scratch / "initramfs"), "-append", KERNEL_ARGUMENTS),
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=on", "-numa", "node,memdev=ram"),

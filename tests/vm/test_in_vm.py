@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,19 @@ test_own_world""".split()
 def test_on_cgroup_v2() -> None:
     tests = ["tests/kernel/test_cgroup.py", *(f"{RUNTIME}::{name}" for name in CHOSEN)]
     command = [sys.executable, str(HERE / "run.py"), "-p", "no:hypothesispytest", *tests]
-    done = subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400, check=False)
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env={"TARE_VM_TIMEOUT": "150", **os.environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        if done.returncode != 125:  # the emulated machine itself broke off: that says nothing of us, and is tried once more
+            break
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
