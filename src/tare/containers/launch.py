@@ -81,16 +81,17 @@ class Launcher:
         """Refuse what cannot be started, by name, before anything is made."""
         mode = parse_mode(host.network_mode)
         if mode.kind == "container":
-            self._resolve(mode.name)
             if host.port_bindings or host.publish_all_ports:
                 raise InvalidArgument("conflicting options: port publishing and the container type network mode")
             if config.hostname:
                 raise InvalidArgument("conflicting options: hostname and the network mode")
         for text, option in ((host.pid_mode, "pid"), (host.ipc_mode, "ipc")):
-            if text.startswith("container:"):
-                self._resolve(text.partition(":")[2])
-            elif text not in ("", "host", "private", "shareable", "none"):
+            if not text.startswith("container:") and text not in ("", "host", "private", "shareable", "none"):
                 raise InvalidArgument(f"invalid {option.upper()} mode: {text}")
+        if host.links:
+            raise Unsupported("links between containers are not offered in this release: give the address with --add-host NAME:IP")
+        if host.storage_opt:
+            raise InvalidArgument(f"--storage-opt is not supported by storage driver {self.storage_driver}")
         parse_bindings(_plain_bindings(host))
         self.log_target_options(host)
 

@@ -258,7 +258,9 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
     else:
         steps.append(mounts.MountDirectoryRoot(around.root.path, around.run_dir))
     steps.extend(mounting)
-    devices = tuple(_device(item) for item in linux.get("devices") or ())
+    # /dev/ptmx is always a link to the container's own: a node of that name would lead to the host's terminals.
+    listed = (item for item in linux.get("devices") or () if os.path.normpath(str(item.get("path"))) != "/dev/ptmx")
+    devices = tuple(_device(item) for item in listed)
     if devices:
         steps.append(rootfs.MakeDevices(devices, by_bind="user" in wanted))
     if around.stdio.tty:

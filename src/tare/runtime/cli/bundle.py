@@ -173,8 +173,6 @@ def lower(
     """The plan of a container without a keeper. ``listener`` is its start socket, if it shall wait."""
     config = dict(bundle.config)
     config["linux"] = linux = dict(config.get("linux") or {})
-    # As everywhere, /dev/ptmx is a link to the container's own.
-    linux["devices"] = [item for item in linux.get("devices") or () if os.path.normpath(str(item.get("path"))) != "/dev/ptmx"]
     config["mounts"], filled = _without_copy_up(config.get("mounts") or ())
     linux["resources"] = resources = dict(linux.get("resources") or {})
     given = list(resources.get("devices") or ())
