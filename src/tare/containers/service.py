@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tare.containers.container import Container
 from tare.containers.execs import ExecSessions
 from tare.containers.launch import Launcher
@@ -28,7 +30,7 @@ from tare.containers.names import check_name, new_id, random_name
 from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
 from tare.containers.update import update
 from tare.containers.validate import normalise_host_config
-from tare.errors import Conflict, InvalidArgument, NotFound, TareError
+from tare.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.linux.cgroup.detect import detect
 from tare.linux.cgroup.group import Cgroup
 from tare.oci.digest import Digest
@@ -272,12 +274,15 @@ class Containers:
         points: list[MountPoint] = []
         for text in host.volumes_from or ():
             name, mode = parse_volumes_from(text)
-            for point in self.get(name).record.mounts:
-                if point.type != "tmpfs":
-                    inherited = Record.decode(self.get(name).record.encode()).mounts[self.get(name).record.mounts.index(point)]
-                    inherited.writable = point.writable and mode != "ro"
-                    inherited.copy_up = False
-                    points.append(inherited)
+            try:
+                other = self.get(name)
+            except NotFound as error:
+                raise InvalidArgument(str(error)) from None  # a 404 would tell clients that the image is missing
+            points.extend(
+                msgspec.structs.replace(point, writable=point.writable and mode != "ro", copy_up=False)
+                for point in other.record.mounts
+                if point.type != "tmpfs"
+            )
         return points
 
     # -- rename -----------------------------------------------------------------------------------------------------------------------
@@ -357,7 +362,11 @@ class Containers:
                 raise Conflict(f'cannot remove container "/{container.name}": container is running: it was started meanwhile')
             record = container.record
             record.state.status = REMOVING
-            container.save(self._records)
+            try:
+                container.save(self._records)
+            except ResourceExhausted as error:
+                # Removing is what makes room; a crash half-way leaves a container that can be removed again.
+                _log.warning("container %s: its removal is not on record: %s", record.id, error)
             try:
                 container.drop_pending()
                 await self.launcher.forget(record)

@@ -42,9 +42,9 @@ _INVALID = "\ufffd".encode()
 def _replace_invalid(text: bytes) -> bytes:
     """One U+FFFD for each byte that is not UTF-8, as Go's decoder counts them.
 
-    Only error handlers that the interpreter has in C are used (one of ours, called for each byte, costs ten times as much): such bytes become
-    lone surrogates, which the encoder writes as question marks; the real question marks stand aside meanwhile as a character that
-    the text does not contain.
+    Only error handlers that the interpreter has in C are used (one of ours, called for each byte, costs ten times as much): such bytes
+    become lone surrogates, which the encoder writes as question marks; the real question marks stand aside meanwhile as a character
+    that the text does not contain.
     """
     decoded = text.decode("utf-8", "surrogateescape")
     aside = next(chr(code) for code in range(0xFFFE, 0x10FFFF) if chr(code) not in decoded)
