@@ -9,8 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from image_builder import build_image
 
+from image_builder import build_image
 from tare.errors import Corrupt, InvalidArgument, TareError
 from tare.images.archive_contents import contents
 from tare.images.archive_read import Archive
