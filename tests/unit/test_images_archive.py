@@ -73,7 +73,8 @@ def test_broken_compression_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "manifest",
     ["", "{}", "[1]", "[{}]", "[" * 50_000, '[{"Config":"nowhere.json","Layers":[]}]', '[{"Config":"c","Layers":["missing"]}]',
-     '[{"Config":"c","Layers":[]}]', '[{"Config":"c","Layers":["c"],"RepoTags":["UPPER:x"]}]', '[{"Config":"c","Layers":["c"],"RepoTags":["x"]}]'],
+     '[{"Config":"c","Layers":[]}]', '[{"Config":"c","Layers":["c"],"RepoTags":["UPPER:x"]}]',
+     '[{"Config":"c","Layers":["c"],"RepoTags":["x"]}]'],
 )  # fmt: skip
 def test_documents_that_make_no_sense(tmp_path: Path, manifest: str) -> None:
     config = next(raw for digest, raw in build_image({"a": b"b"}).blobs.items() if raw.startswith(b"{"))
