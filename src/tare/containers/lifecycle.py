@@ -21,7 +21,7 @@ from tare.containers.health import HealthMonitor, command_of
 from tare.containers.record import CREATED, EXITED, PAUSED, RESTARTING, RUNNING
 from tare.containers.signals import parse_signal
 from tare.containers.task import Attachment, Exit, Task
-from tare.errors import Conflict, NotModified, StartFailed, TareError
+from tare.errors import Conflict, NotModified, ResourceExhausted, StartFailed, TareError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -198,9 +198,9 @@ class Lifecycle:
             if container.health_monitor is not None:
                 container.health_monitor.cancel()
                 container.health_monitor = None
-            container.save(self._records)
+            saved = self._save_exit(container)
             await self._launcher.release(record)
-            if task is not None:
+            if task is not None and saved:
                 await task.release()
             if exit.oom_killed:
                 self.publish(container, "oom")
@@ -211,6 +211,15 @@ class Lifecycle:
                 container.restart_timer = asyncio.create_task(self._restart_later(container, delay))
         if record.host_config.auto_remove and not container.removing and delay is None:
             await self._remove(container)
+
+    def _save_exit(self, container: Container) -> bool:
+        """Put an exit on record. On a full disk it is told all the same; the keeper's own record then stays for the next daemon."""
+        try:
+            container.save(self._records)
+        except ResourceExhausted as error:
+            _log.error("container %s: its exit is not on record: %s", container.id, error)
+            return False
+        return True
 
     def _restart_delay(self, container: Container, exit: Exit) -> float | None:
         """Seconds until the restart policy's next start; None when it does not want one."""

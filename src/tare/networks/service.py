@@ -425,7 +425,10 @@ class Networks:
             self._ports.release(connection.ports)
             attached.pool.release(IPv4Address(connection.address))
         self._plain.pop((connection.container_id, connection.network_id), None)
-        self._records.delete_connection(connection)
+        try:
+            self._records.delete_connection(connection)
+        except ResourceExhausted as error:
+            log.error("container %s: its leaving of a network is not on record: %s", connection.container_id, error)
 
     async def _remove(self, network: Network) -> None:
         attached = self._attached.pop(network.id, None)

@@ -211,7 +211,14 @@ class Metadata:
     def write(self, statement: str, values: tuple[object, ...]) -> int:
         """Run one writing statement; returns the number of rows changed."""
         with self._lock:
-            changed = self._execute(statement, values).rowcount
+            try:
+                changed = self._execute(statement, values).rowcount
+            except ResourceExhausted:
+                if self._depth:
+                    raise
+                # The log cannot grow. Once folded into the database it starts again at its beginning, where it has its space already.
+                self.checkpoint()
+                changed = self._execute(statement, values).rowcount
             self._writes += 1
             if self._writes >= _CHECKPOINT_AFTER and self._depth == 0:
                 self._begin_checkpoint()
