@@ -32,8 +32,10 @@ def bind(source: str, target: str) -> None:
     _libc.mount(source.encode(), target.encode(), None, 4096, None)
 
 
-def bring_up() -> None:
-    """The mounts that a booted system has; the controllers are enabled by whoever needs them."""
+def bring_up(keep: str) -> None:
+    """The mounts that a booted system has; the controllers are enabled by whoever needs them. ``keep`` (the checkout) stays in sight
+    when it lies below a directory that gets a file system of its own."""
+    bind(keep, "/checkout")
     mount("proc", "/proc", "proc")
     mount("sysfs", "/sys", "sysfs")
     mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
@@ -43,6 +45,8 @@ def bring_up() -> None:
     mount("mqueue", "/dev/mqueue", "mqueue")
     for directory in ("/tmp", "/run", "/var/tmp", "/var/lib/tare"):
         mount("tmpfs", directory, "tmpfs", "mode=1777" if directory.endswith("tmp") else "mode=755")
+    if not os.path.exists(keep):
+        bind("/checkout", keep)
     for number, name in enumerate(("fd", "fd/0", "fd/1", "fd/2")):
         link = "/dev/" + ("fd", "stdin", "stdout", "stderr")[number]
         if not os.path.lexists(link):
@@ -90,9 +94,9 @@ def run(job: dict[str, object]) -> int:
 
 
 def main() -> None:
-    bring_up()
     with open("/job.json", encoding="utf-8") as stream:
         job = json.load(stream)
+    bring_up(job["cwd"])
     code = 125
     started = time.monotonic()
     try:

@@ -12,6 +12,12 @@ from tare.linux.constants import CLOSE_RANGE_CLOEXEC, NR_CLOSE_RANGE, PR_SET_DUM
 _LAST_FD = 0xFFFFFFFF
 _SIG_DFL: Any = signal.SIG_DFL
 
+# The two real-time signals that glibc keeps for its threads: its sigaction(2), and so Python's, refuses them, yet a parent may have
+# left them ignored. The kernel's own call takes an all-zero struct sigaction (SIG_DFL) of 32 bytes.
+_RESERVED = (32, 33)
+_RT_SIGACTION = 134 if os.uname().machine == "aarch64" else 13
+_DEFAULT_ACTION = bytes(32)
+
 
 def close_range(first: int, last: int = _LAST_FD, *, on_exec: bool = False) -> None:
     """Close (or mark close-on-exec) every descriptor from ``first`` to ``last``."""
@@ -37,6 +43,8 @@ def reset_signals() -> None:
             signal.signal(number, _SIG_DFL)
         except (OSError, ValueError):
             continue
+    for number in _RESERVED:
+        libc.syscall(_RT_SIGACTION, number, _DEFAULT_ACTION, None, 8, what="rt_sigaction")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
