@@ -201,6 +201,27 @@ def preload() -> None:
     str(OSError(2, os.strerror(2), "x"))
 
 
+def remove_stale_folders(directory: str) -> None:
+    """Remove what launchers that were killed while they warmed up left in the daemon's directory."""
+    for name in os.listdir(directory):
+        kind, _, pid = name.partition("launcher-")
+        if not kind and pid.isdecimal() and not os.path.exists("/proc/" + pid):
+            _remove_folder(os.path.join(directory, name))
+
+
+def _remove_folder(path: str) -> None:
+    for name in WARM_FILES:
+        try:
+            os.unlink(os.path.join(path, name))
+        except OSError:
+            continue
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+WARM_FILES = ("log", "exit.json", "exit.json.new", "task.json", "task.json.new", "keeper.sock")
 WARM_ROUNDS = 10
 """CPython specializes a function's code in place after eight calls."""
 
@@ -236,15 +257,7 @@ def warm_up(layout: Layout | None, cgroup_parent: str, directory: str) -> None:
     except OSError:
         pass
     finally:
-        for name in ("log", "exit.json", "task.json", "keeper.sock"):
-            try:
-                os.unlink(os.path.join(work, name))
-            except OSError:
-                continue
-        try:
-            os.rmdir(work)
-        except OSError:
-            pass
+        _remove_folder(work)
 
 
 def main(arguments: dict[str, Any]) -> None:
@@ -268,10 +281,14 @@ def main(arguments: dict[str, Any]) -> None:
     # With the descriptor of its clone the standard library goes out of reach: everything was imported.
     process.close_all_but({sock.fileno()})
     launcher.remove_stale_spares()
+    remove_stale_folders(str(arguments["directory"]))
     sys.stdin = None
     gc.collect()
     gc.disable()
     gc.freeze()
-    messages.send(sock, {"ready": os.getpid()})
+    try:
+        messages.send(sock, {"ready": os.getpid()})
+    except OSError:
+        os._exit(0)  # the daemon was killed while we were getting ready
     launcher.run()
     os._exit(0)
