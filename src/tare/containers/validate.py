@@ -63,7 +63,13 @@ def normalise_host_config(
     warnings = check_resources(host, machine)
     _check_devices(host, machine)
     _check_security(host, machine)
+    for entry in host.extra_hosts or ():
+        name, colon, address = entry.replace("=", ":", 1).partition(":")
+        if not name or not colon or not address:
+            raise InvalidArgument(f'bad format for add-host: "{entry}"')
     _fill_defaults(host, machine)
+    if engine is not None and not host.log_config.type:
+        host.log_config.type = engine.log_driver  # clients (docker-py) decide by it whether there are logs to read
     return warnings
 
 

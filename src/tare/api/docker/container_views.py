@@ -191,6 +191,8 @@ def config_view(record: Record) -> dict[str, Any]:
     """The ``Config`` object: optional fields only when they are set, as Go's ``omitempty`` leaves them out."""
     view: dict[str, Any] = msgspec.to_builtins(record.config)
     view["Labels"] = view["Labels"] or {}
+    if view["Healthcheck"]:
+        view["Healthcheck"] = {key: value for key, value in view["Healthcheck"].items() if value}
     return {key: value for key, value in view.items() if value or key in _ALWAYS_IN_CONFIG}
 
 
@@ -201,7 +203,7 @@ def host_config_view(record: Record) -> dict[str, Any]:
     view["Devices"] = view["Devices"] or []
     view["Ulimits"] = view["Ulimits"] or []
     view["LogConfig"]["Config"] = view["LogConfig"]["Config"] or {}
-    return {key: value for key, value in view.items() if value or key not in _OMITTED_FROM_HOST_CONFIG or key.startswith("Blkio")}
+    return {key: value for key, value in view.items() if value or key not in _OMITTED_FROM_HOST_CONFIG or key.startswith("Blkio") or value is False}
 
 
 def inspect_view(

@@ -15,7 +15,7 @@ from tare.api.docker.params import boolean, integer, json_body, json_response, r
 from tare.containers.signals import parse_signal
 from tare.containers.stats import stats_document, stats_stream
 from tare.containers.top import top
-from tare.errors import InvalidArgument, NotFound
+from tare.errors import InvalidArgument, NotFound, Unsupported
 from tare.http.message import ClientDisconnected, Request, Response
 from tare.wire.container import CreateRequest, UpdateRequest
 
@@ -206,8 +206,10 @@ class ContainerHandlers:
         rows, columns = integer(request, "h", None), integer(request, "w", None)
         if rows is None or columns is None or rows < 0 or columns < 0:
             raise InvalidArgument("resize needs h (rows) and w (columns), both whole numbers")
-        task = self._containers.lifecycle.require_task(self._get(request))
-        await task.resize(rows, columns)
+        container = self._get(request)
+        task = self._containers.lifecycle.require_task(container)
+        if container.record.config.tty:  # without a terminal there is nothing to do, and dockerd says that this went well
+            await task.resize(rows, columns)
         return Response(status=200)
 
     async def top(self, request: Request) -> Response:
@@ -229,4 +231,16 @@ class ContainerHandlers:
     async def changes(self, request: Request) -> Response:
         container = self._get(request)
         changes = await asyncio.to_thread(self._engine.snapshots.diff, container.id)
-        return json_response([{"Path": change.path, "Kind": int(change.kind)} for change in changes] or None)
+        shown = [{"Path": change.path, "Kind": int(change.kind)} for change in changes if not _of_the_engine(change.path)]
+        if not any(item["Path"] != "/etc" and str(item["Path"]).startswith("/etc/") for item in shown):
+            shown = [item for item in shown if item["Path"] != "/etc"]  # changed only by our mount points in it
+        return json_response(shown or None)
+
+    async def no_copy(self, request: Request) -> Response:
+        self._get(request)
+        raise Unsupported("copying files from or to a container (cp, export) is not part of this release: use 'exec -i' with tar")
+
+
+def _of_the_engine(path: str) -> bool:
+    """Mount points that the engine made in the container's layer; dockerd hides its own in a layer of their own."""
+    return path in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/.dockerenv")

@@ -52,6 +52,8 @@ def _filter(key: str, values: list[str], containers: Containers, images: Images)
     if key == "ancestor":
         return _ancestor(values, images)
     if key == "is-task":
+        if values[0].lower() not in ("true", "1", "false", "0"):
+            raise InvalidArgument(f"invalid filter 'is-task={values[0]}'")
         return lambda c: values[0].lower() in ("false", "0")
     return lambda c: True  # isolation: there is but one on Linux
 

@@ -141,6 +141,9 @@ class NetworkHandlers:
         for key in filters:
             if key not in accepted:
                 raise InvalidArgument(f"invalid filter '{key}'")
+        for value in filters.get("type", []):
+            if value not in ("builtin", "custom"):
+                raise InvalidArgument(f"invalid filter 'type={value}'")
         tests: dict[str, Callable[[Network, str], bool]] = {
             "driver": lambda n, value: n.driver == value,
             "id": lambda n, value: n.id.startswith(value),

@@ -93,7 +93,7 @@ def _fault(text: str, body: bytes) -> str:
     match = _BYTE.search(text)
     if match is not None and int(match[1]) < len(body):
         return f"invalid character {chr(body[int(match[1])])!r} at byte {match[1]}"
-    return text[:1].lower() + text[1:]
+    return text.removeprefix("JSON is malformed: ")
 
 
 def _check_json_type(value: str) -> None:

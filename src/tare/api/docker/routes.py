@@ -91,6 +91,9 @@ def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
     routes.add("POST", "/containers/{id}/attach", containers.attach)
     routes.add("GET", "/containers/{id}/attach/ws", containers.attach_websocket)
     routes.add("GET", "/containers/{id}/logs", containers.logs)
+    for method in ("GET", "HEAD", "PUT"):
+        routes.add(method, "/containers/{id}/archive", plain(containers.no_copy))
+    routes.add("GET", "/containers/{id}/export", plain(containers.no_copy))
 
 
 def add_execs(routes: Routes, execs: ExecHandlers) -> None:
