@@ -33,6 +33,7 @@ from tare.runtime.spawn import Spawned, spawn
 
 KEEPER_KILLED = "the keeper of this container was killed"
 REMOVAL_SECONDS = 10.0
+EXECS_REMEMBERED = 64
 
 
 def _describe(attachment: Attachment) -> dict[str, Any]:
@@ -173,10 +174,18 @@ class RuntimeTask:
             future = self.exec_future(str(event["exec"]))
             if not future.done():
                 future.set_result(_exit(event))
+            self._forget_old_execs()
         elif kind == "exit":
             self.set_exit(_exit(event))
         elif kind == "removed":
             self._removed.set()
+
+    def _forget_old_execs(self) -> None:
+        """Health checks run for years: only the newest ended execs are remembered, as by the keeper."""
+        if len(self._execs) > 2 * EXECS_REMEMBERED:
+            ended = [exec_id for exec_id, future in self._execs.items() if future.done()]
+            for exec_id in ended[:-EXECS_REMEMBERED]:
+                del self._execs[exec_id]
 
     def _on_closed(self) -> None:
         if not self.started.done():
