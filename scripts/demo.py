@@ -145,7 +145,8 @@ class Demo:
         say("4. A service on a published port")
         serve = (
             "use IO::Socket::INET; $|=1; my $s=IO::Socket::INET->new(LocalPort=>80,Listen=>5,ReuseAddr=>1) or die $!;"
-            "print qq(listening\\n); while(my $c=$s->accept){ my $l=<$c>; print $l; print $c qq(HTTP/1.0 200 OK\\r\\n\\r\\nhello from a container\\n); close $c }"
+            "print qq(listening\\n); while(my $c=$s->accept){ my $l=<$c>;"
+            " print $l; print $c qq(HTTP/1.0 200 OK\\r\\n\\r\\nhello from a container\\n); close $c }"
         )
         tare("run", "-d", "--name", "web", "-p", f"{self.web_port}:80", self.image, "perl", "-e", serve)
         answer = _get(f"http://127.0.0.1:{self.web_port}/greeting")

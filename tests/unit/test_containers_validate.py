@@ -138,9 +138,7 @@ def test_what_the_machine_lacks_is_discarded_with_a_warning() -> None:
     assert len(warnings) == 6
     host, warnings = normalise(HostConfig(memory=64 * MB), machine=Machine(swap_limit=False))
     assert host.memory_swap == -1
-    assert warnings == [
-        "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."
-    ]
+    assert warnings == ["Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."]
 
 
 def test_update_may_change_swap_alone() -> None:

@@ -113,8 +113,15 @@ def test_refused(data: bytes, status: int) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"-1\r\n", b"0x3\r\nabc", b"3 3\r\n", b"\r\n", b"3\nabc", b"3\r\nabcX\r\n",
-        b"f" * 20 + b"\r\n", b"3;" + b"x" * 2000, b"0\r\nbad\r\n\r\n",
+        b"-1\r\n",
+        b"0x3\r\nabc",
+        b"3 3\r\n",
+        b"\r\n",
+        b"3\nabc",
+        b"3\r\nabcX\r\n",
+        b"f" * 20 + b"\r\n",
+        b"3;" + b"x" * 2000,
+        b"0\r\nbad\r\n\r\n",
     ],
 )
 def test_bad_chunks(body: bytes) -> None:

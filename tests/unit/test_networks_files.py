@@ -20,9 +20,7 @@ def settings(text: str) -> str:
 def test_hosts_layout() -> None:
     assert files.hosts("c1", addresses=["172.17.0.2"]) == LOOPBACK + "172.17.0.2\tc1\n"
     text = files.hosts("c1", "example.org", ["10.0.0.2", "fd00::2"], ["db:10.1.1.1", "gw:host-gateway"], "172.17.0.1")
-    assert text == LOOPBACK + (
-        "10.1.1.1\tdb\n172.17.0.1\tgw\n10.0.0.2\tc1.example.org c1\nfd00::2\tc1.example.org c1\n"
-    )
+    assert text == LOOPBACK + ("10.1.1.1\tdb\n172.17.0.1\tgw\n10.0.0.2\tc1.example.org c1\nfd00::2\tc1.example.org c1\n")
     assert files.hosts("c1") == LOOPBACK
 
 

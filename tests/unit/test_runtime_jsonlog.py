@@ -41,7 +41,7 @@ def test_records_are_the_output(tmp_path_factory: pytest.TempPathFactory, chunks
 
 
 @settings(max_examples=100, deadline=None)
-@given(lines=st.lists(st.text(alphabet="abc<\\\"é", max_size=60), max_size=60), size=st.integers(50, 4000), files=st.integers(1, 4))
+@given(lines=st.lists(st.text(alphabet='abc<\\"é', max_size=60), max_size=60), size=st.integers(50, 4000), files=st.integers(1, 4))
 def test_rotation_keeps_whole_records_in_order(tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, files: int) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
     log = JsonLog(str(path), size, files)

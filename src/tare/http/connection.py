@@ -367,9 +367,7 @@ class Connection(asyncio.Protocol):
             _date(),
         )
 
-    async def start_stream(
-        self, request: Request, status: int, content_type: str, headers: HeaderItems
-    ) -> StreamResponse:
+    async def start_stream(self, request: Request, status: int, content_type: str, headers: HeaderItems) -> StreamResponse:
         if request.response_started:
             raise RuntimeError("the response was already started")
         request.response_started = True

@@ -209,9 +209,7 @@ class Request:
 
     # -- answer
 
-    async def stream(
-        self, status: int = 200, content_type: str = "application/json", headers: HeaderItems = ()
-    ) -> StreamResponse:
+    async def stream(self, status: int = 200, content_type: str = "application/json", headers: HeaderItems = ()) -> StreamResponse:
         """Send the head now and return the stream for the body (chunked; until close for HTTP/1.0)."""
         return await self.connection.start_stream(self, status, content_type, headers)
 

@@ -37,9 +37,7 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None = None) 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """Protocol of the raw connection below, transport of the HTTP connection above."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, make_protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, make_protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext) -> None:
         super().__init__()
         self._loop = loop
         self._make_protocol = make_protocol

@@ -59,7 +59,7 @@ def contents(archive: Archive, platform: Platform | None = None) -> list[Package
         found = _from_layout(archive, index, wanted)
     for image in found:
         if image.config.os and image.config.os.lower() != "linux":
-            raise Unsupported(f'cannot load {image.config.os} image on linux')
+            raise Unsupported(f"cannot load {image.config.os} image on linux")
         if platform is not None and not platform.runs(image.config.platform()):
             raise NotFound(f"image {image.id} in the archive is for {image.config.platform()}, not for {platform}")
     return found

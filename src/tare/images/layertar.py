@@ -137,4 +137,3 @@ def pack(layers: LayerDriver, content: ContentStore, diff_id: Digest, stopped: C
     except BaseException:
         packer.abort()
         raise
-

@@ -156,9 +156,7 @@ class Publisher:
         digest = await push.manifest(target.tag, raw, kind)
         self._record(image_id, target, digest, layers)
 
-    def _layer(
-        self, diff_id: Digest, original: Descriptor | None, target: Reference, kind: str, blobs: Blobs, pins: Pins
-    ) -> LayerToPush:
+    def _layer(self, diff_id: Digest, original: Descriptor | None, target: Reference, kind: str, blobs: Blobs, pins: Pins) -> LayerToPush:
         async def packed() -> Descriptor:
             known = blobs.by_layer.get(diff_id)
             if known is not None:

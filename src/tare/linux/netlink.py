@@ -511,9 +511,7 @@ def _raise_for(answer: Message, name: str) -> None:
         raise OSError(number, f"{words} ({explanation.rstrip('.')})" if explanation else words, name)
 
 
-def _route_request(
-    destination: str | None, gateway: str | None, index: int, source: str, onlink: bool
-) -> tuple[bytes, str]:
+def _route_request(destination: str | None, gateway: str | None, index: int, source: str, onlink: bool) -> tuple[bytes, str]:
     """Payload and display name of a route message."""
     if destination in (None, "default"):
         if not gateway:

@@ -43,8 +43,8 @@ def reset_signals() -> None:
             signal.signal(number, _SIG_DFL)
         except (OSError, ValueError):
             continue
-    for number in _RESERVED:
-        libc.syscall(_RT_SIGACTION, number, _DEFAULT_ACTION, None, 8, what="rt_sigaction")
+    for reserved in _RESERVED:
+        libc.syscall(_RT_SIGACTION, reserved, _DEFAULT_ACTION, None, 8, what="rt_sigaction")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

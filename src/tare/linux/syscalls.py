@@ -237,7 +237,5 @@ def numbers(arch: str) -> dict[str, int]:
 def multiplexed() -> dict[str, tuple[str, int]]:
     """For i386: the calls that are also reachable through another one, as (that one's name, value of its first argument)."""
     return {
-        name: (through, number)
-        for through, table in (("socketcall", _SOCKETCALL), ("ipc", _IPC))
-        for name, number in _parse(table).items()
+        name: (through, number) for through, table in (("socketcall", _SOCKETCALL), ("ipc", _IPC)) for name, number in _parse(table).items()
     }

@@ -71,9 +71,7 @@ class AttachedNetwork:
         """Create or repair the bridge alone. Blocking; returns warnings."""
         network = self.network
         with Route() as route:
-            return kernel.bring_up(
-                route, network.bridge, self.gateway, self.subnet.prefixlen, network.mtu, exclusive=network.own_bridge
-            )
+            return kernel.bring_up(route, network.bridge, self.gateway, self.subnet.prefixlen, network.mtu, exclusive=network.own_bridge)
 
     def bring_up(self) -> list[str]:
         """Create or repair bridge and rules. Blocking; returns warnings."""

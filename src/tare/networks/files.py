@@ -147,9 +147,7 @@ def resolv_conf(
     return "\n".join(lines) + "\n"
 
 
-def resolv_conf_of_host(
-    host_text: str, *, dns: Sequence[str] = (), search: Sequence[str] = (), options: Sequence[str] = ()
-) -> str:
+def resolv_conf_of_host(host_text: str, *, dns: Sequence[str] = (), search: Sequence[str] = (), options: Sequence[str] = ()) -> str:
     """/etc/resolv.conf on the host's network: the host's own bytes, loopback servers included, unless something is overridden."""
     if not (dns or search or options):
         return host_text

@@ -99,9 +99,7 @@ class Redirect:
         return f"{self.key} : {self.address} . {self.port.container_port}"
 
 
-def ruleset(
-    table: str, bridge: str, subnet: str, redirects: Iterable[Redirect], *, internal: bool = False, masquerade: bool = True
-) -> str:
+def ruleset(table: str, bridge: str, subnet: str, redirects: Iterable[Redirect], *, internal: bool = False, masquerade: bool = True) -> str:
     """The whole table as one transaction that replaces an older one."""
     elements: dict[str, list[str]] = {"ports_any": [], "ports_at": []}
     for redirect in redirects:
@@ -137,9 +135,7 @@ def _change(verb: str, table: str, redirects: Iterable[Redirect], with_target: b
 class Firewall:
     """The rules of one bridge in the kernel."""
 
-    def __init__(
-        self, nft: Nftables, bridge: str, subnet: str, *, internal: bool = False, masquerade: bool = True
-    ) -> None:
+    def __init__(self, nft: Nftables, bridge: str, subnet: str, *, internal: bool = False, masquerade: bool = True) -> None:
         self._nft = nft
         self._bridge = bridge
         self._subnet = subnet

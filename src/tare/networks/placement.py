@@ -77,9 +77,7 @@ def _claim(route: Route, config: EngineConfig, owner: str, remembered: str) -> k
     return claim
 
 
-def _default_subnet(
-    route: Route, config: EngineConfig, record: Network, others: Sequence[Network], bridge: str, existing: str
-) -> Subnet:
+def _default_subnet(route: Route, config: EngineConfig, record: Network, others: Sequence[Network], bridge: str, existing: str) -> Subnet:
     given = config.bip or existing
     if given:
         try:

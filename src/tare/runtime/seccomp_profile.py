@@ -151,9 +151,7 @@ _NATIVE = {"x86_64": "SCMP_ARCH_X86_64", "i386": "SCMP_ARCH_X86", "aarch64": "SC
 _COPIED = ("action", "errnoRet", "args")
 
 
-def from_docker_json(
-    document: Mapping[str, Any], capabilities: Collection[str], kernel: tuple[int, int], arch: str
-) -> dict[str, Any]:
+def from_docker_json(document: Mapping[str, Any], capabilities: Collection[str], kernel: tuple[int, int], arch: str) -> dict[str, Any]:
     """Docker's profile file format, resolved for a process with this bounding set on this kernel and machine.
 
     Raises ValueError, in words for the user, for a document that is not such a profile.

@@ -203,7 +203,11 @@ def host_config_view(record: Record) -> dict[str, Any]:
     view["Devices"] = view["Devices"] or []
     view["Ulimits"] = view["Ulimits"] or []
     view["LogConfig"]["Config"] = view["LogConfig"]["Config"] or {}
-    return {key: value for key, value in view.items() if value or key not in _OMITTED_FROM_HOST_CONFIG or key.startswith("Blkio") or value is False}
+    return {
+        key: value
+        for key, value in view.items()
+        if value or key not in _OMITTED_FROM_HOST_CONFIG or key.startswith("Blkio") or value is False
+    }
 
 
 def inspect_view(

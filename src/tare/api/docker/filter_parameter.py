@@ -1,7 +1,7 @@
 """The ``filters`` query parameter: a JSON map from filter name to values, in its present and its older spelling.
 
-    {"label": {"a=b": true}}        API 1.22 and later
-    {"label": ["a=b"]}              before, still sent by many clients
+{"label": {"a=b": true}}        API 1.22 and later
+{"label": ["a=b"]}              before, still sent by many clients
 """
 
 from __future__ import annotations

@@ -29,9 +29,7 @@ class V1Group:
         self._hierarchies = layout.v1
         self.path = path
         self.directories = [hierarchy.mount + path for hierarchy in layout.v1]
-        self._by_controller = {
-            controller: hierarchy.mount + path for hierarchy in layout.v1 for controller in hierarchy.controllers
-        }
+        self._by_controller = {controller: hierarchy.mount + path for hierarchy in layout.v1 for controller in hierarchy.controllers}
 
     def directory(self, controller: str) -> str | None:
         """The group's directory in the hierarchy of ``controller``."""

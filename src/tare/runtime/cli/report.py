@@ -1,7 +1,7 @@
 """What the command tells: errors and warnings on stderr, and in the log file in the format that engines parse (runc's, that is logrus').
 
-    json   {"level":"error","msg":"...","time":"2026-01-02T03:04:05Z"}
-    text   time="2026-01-02T03:04:05Z" level=error msg="..."
+json   {"level":"error","msg":"...","time":"2026-01-02T03:04:05Z"}
+text   time="2026-01-02T03:04:05Z" level=error msg="..."
 """
 
 from __future__ import annotations
