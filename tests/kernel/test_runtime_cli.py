@@ -346,7 +346,7 @@ def test_a_terminal_needs_somebody(host: Host) -> None:
 
 PROBE = """
 id; hostname; pwd; env | sort; umask; ulimit -n
-grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|SigIgn|SigBlk)' /proc/self/status
+grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|SigBlk)' /proc/self/status
 cut -d' ' -f5,6,9- /proc/self/mountinfo | sed 's/ro,rel/ro,rel/' | cut -d' ' -f1 | grep -v cgroup/ | sort
 ls -l /dev | awk '{print $1,$3,$4,$5,$6,$NF}' | grep -v -e total -e core | sort
 for f in /proc/kcore /sys/firmware /proc/timer_list; do ls -A $f 2>/dev/null | wc -l; done
