@@ -168,8 +168,7 @@ class RuntimeTask:
             if not self.started.done():
                 self.started.set_result(None)
         elif kind == "failed":
-            if not self.started.done():
-                self.started.set_exception(StartFailed(str(event["message"]), int(event["code"])))
+            self._fail_start(StartFailed(str(event["message"]), int(event["code"])))
         elif kind == "exec-exit":
             future = self.exec_future(str(event["exec"]))
             if not future.done():
@@ -187,9 +186,14 @@ class RuntimeTask:
             for exec_id in ended[:-EXECS_REMEMBERED]:
                 del self._execs[exec_id]
 
+    def _fail_start(self, error: StartFailed) -> None:
+        if not self.started.done():
+            self.started.set_exception(error)
+            self.started.exception()  # a take-over does not await the start: its failure is no forgotten error
+
     def _on_closed(self) -> None:
         if not self.started.done():
-            self.started.set_exception(StartFailed("the launcher or the keeper of this container ended unexpectedly"))
+            self._fail_start(StartFailed("the launcher or the keeper of this container ended unexpectedly"))
         elif not self.started.exception() and not self._ended.done():
             self.set_exit(self._driver.exit_on_disk(self._id, self._run_dir) or self._driver.bury(self._id, self._run_dir, self._cgroup))
         self._removed.set()
