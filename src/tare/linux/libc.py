@@ -39,6 +39,7 @@ _mount = _symbol("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _symbol("umount2", c_char_p, c_int)
 _pivot_root = _symbol("pivot_root", c_char_p, c_char_p)
 _prctl = _symbol("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_prctl_text = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, use_errno=True)(("prctl", _libc))
 _sethostname = _symbol("sethostname", c_char_p, ctypes.c_size_t)
 _setdomainname = _symbol("setdomainname", c_char_p, ctypes.c_size_t)
 _capset = _symbol("capset", c_void_p, c_void_p)
@@ -49,6 +50,12 @@ _syscall = _libc.syscall
 _syscall.restype = c_long
 # All our raw calls pass at most five arguments; each is a register wide.
 _syscall.argtypes = [c_long, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
+# Through PyDLL: the child must not have to take back an interpreter lock that its parent gave away.
+_clone = ctypes.PyDLL(None, use_errno=True).syscall
+_clone.restype = c_long
+_clone.argtypes = [c_long] * 6
+_NR_CLONE = 220 if os.uname().machine == "aarch64" else 56
+_CLONE_FILES_SIGCHLD = 0x400 | 17
 
 
 def failure(what: str | bytes | None = None) -> OSError:
@@ -105,6 +112,23 @@ def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     return result
 
 
+def prctl_text(option: int, text: bytes) -> None:
+    """prctl(2) with a string."""
+    if _prctl_text(option, text) < 0:
+        raise failure(f"prctl {option}")
+
+
+def clone_sharing_files() -> int:
+    """clone(2) with CLONE_FILES: a fork whose descriptor table stays one with ours. 0 in the child.
+
+    Python's fork hooks do not run: only for processes of one thread, and the child must end with ``os._exit``.
+    """
+    result: int = _clone(_NR_CLONE, _CLONE_FILES_SIGCHLD, 0, 0, 0, 0)
+    if result < 0:
+        raise failure("clone")
+    return result
+
+
 def sethostname(name: bytes) -> None:
     """sethostname(2)."""
     if _sethostname(name, len(name)) < 0:
@@ -137,7 +161,8 @@ def malloc_trim() -> None:
 
 
 def filesystem_magic(fd: int) -> int:
-    """``f_type`` of fstatfs(2): which kind of file system a descriptor lies on."""
-    if _fstatfs(fd, _buffer) < 0:
+    """``f_type`` of fstatfs(2): which kind of file system a descriptor lies on. Has a buffer of its own, as worker threads ask too."""
+    buffer = ctypes.create_string_buffer(256)
+    if _fstatfs(fd, buffer) < 0:
         raise failure()
-    return int.from_bytes(_buffer.raw[:8], "little") & 0xFFFFFFFF
+    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF

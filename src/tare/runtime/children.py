@@ -56,6 +56,10 @@ def send_console(sockets: list[int], masters: list[int]) -> None:
             sock.close()
 
 
+def _wait_for_own(pid: int) -> int:
+    return os.waitpid(pid, 0)[1]
+
+
 class Child:
     """One process."""
 
@@ -69,11 +73,12 @@ class Child:
         on_failed: Callable[[Child, dict[str, Any]], None],
         on_ended: Callable[[Child], None],
         inherited: list[int] | None = None,
+        resting: dict[str, Any] | None = None,
     ) -> None:
         self.reactor = reactor
         self.plan = plan
         self._inherited = list(inherited or ())
-        self.streams = Streams(plan, self._inherited)
+        self.streams = Streams(plan, self._inherited) if resting is None else Streams(StdioPlan(inherit=True), [])
         self.stdio = Stdio(reactor, log, plan.stdin_once, plan.tty, self._stdio_ended)
         self.pid = 0
         self.pidfd = -1
@@ -85,12 +90,38 @@ class Child:
         self.ready_at = 0
         """When everything was set up and only exec was left; nanoseconds since the epoch, 0 before."""
         self.finished = False
+        self.wait_status: Callable[[int], int] = _wait_for_own
+        """How the wait status of the ended process is got."""
         self._line: socket.socket | None = None
         self._on_message = on_message
         self._on_started = on_started
         self._on_failed = on_failed
         self._on_ended = on_ended
-        self._open_streams()
+        if resting is None:
+            self._open_streams()
+        else:
+            self._wake(resting)
+
+    def rest(self) -> dict[str, Any] | None:
+        """All that is needed to go on with a running process in another worker; None when that is not possible now."""
+        stdio = self.stdio.rest()
+        if stdio is None or not self.running or self._line is not None:
+            return None
+        return {
+            "pid": self.pid,
+            "pidfd": self.pidfd,
+            "ready_at": self.ready_at,
+            "started_at": self.started_at,
+            "warnings": self.warnings,
+            "stdio": stdio,
+        }
+
+    def _wake(self, resting: dict[str, Any]) -> None:
+        self.pid, self.pidfd = resting["pid"], resting["pidfd"]
+        self.ready_at, self.started_at = resting["ready_at"], resting["started_at"]
+        self.warnings = resting["warnings"]
+        self.stdio.wake(resting["stdio"])
+        self.reactor.watch(self.pidfd, READ, self._on_exit)
 
     def _open_streams(self) -> None:
         ours = self.streams.ours
@@ -189,8 +220,7 @@ class Child:
             except ProcessLookupError:
                 pass
         try:
-            _, status = os.waitpid(self.pid, 0)
-            code = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(self.wait_status(self.pid))
         except ChildProcessError:
             code = 255
         self.status = code if code >= 0 else 128 - code

@@ -100,23 +100,19 @@ class Connection:
 class ControlSocket:
     """The listening socket in a run directory, and all connections."""
 
-    def __init__(self, reactor: Reactor, directory_fd: int, handler: Handler, on_closed: Callable[[Connection], None]) -> None:
+    def __init__(self, reactor: Reactor, listener: socket.socket, handler: Handler, on_closed: Callable[[Connection], None]) -> None:
         self.reactor = reactor
         self.handler = handler
         self.on_closed = on_closed
         self.connections: set[Connection] = set()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            os.unlink(NAME, dir_fd=directory_fd)
-        except FileNotFoundError:
-            pass
-        mask = os.umask(0o177)
-        try:
-            self._listener.bind(f"/proc/self/fd/{directory_fd}/{NAME}")
-        finally:
-            os.umask(mask)
-        self._listener.listen(BACKLOG)
-        reactor.watch(self._listener.fileno(), READ, self._on_connection)
+        self._listener = listener
+        reactor.watch(listener.fileno(), READ, self._on_connection)
+
+    def descriptors(self) -> dict[str, Any] | None:
+        """The sockets, for whoever goes on in our place; None while something is unsent."""
+        if not self.flushed:
+            return None
+        return {"listener": self._listener.fileno(), "connections": [connection.sock.fileno() for connection in self.connections]}
 
     def adopt(self, sock: socket.socket) -> Connection:
         """Take over a connected socket."""
@@ -149,6 +145,22 @@ class ControlSocket:
         self._listener.close()
         for connection in list(self.connections):
             connection.close()
+
+
+def listen(directory_fd: int) -> socket.socket:
+    """A new control socket in a run directory."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        os.unlink(NAME, dir_fd=directory_fd)
+    except FileNotFoundError:
+        pass
+    mask = os.umask(0o177)
+    try:
+        listener.bind(f"/proc/self/fd/{directory_fd}/{NAME}")
+    finally:
+        os.umask(mask)
+    listener.listen(BACKLOG)
+    return listener
 
 
 def connect(directory: str) -> socket.socket:

@@ -20,10 +20,12 @@ The end of output without a newline waits (at most 16 KiB per stream) for more, 
 
 from __future__ import annotations
 
+import binascii
 import json
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 LINE_LIMIT = 16 * 1024
 _BEGIN = b'{"log":"'
@@ -115,7 +117,14 @@ def has_long_line(text: bytes, limit: int = LINE_LIMIT) -> bool:
 class JsonLog:
     """The log of one container. Errors of the disk never reach the container: output that cannot be written is counted as lost."""
 
-    def __init__(self, path: str, max_size: int = 0, max_file: int = 1, attributes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        max_size: int = 0,
+        max_file: int = 1,
+        attributes: Mapping[str, str] | None = None,
+        resting: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.max_size = max_size
         self.max_file = max(1, max_file)
@@ -125,7 +134,19 @@ class JsonLog:
         self._tails: dict[str, bytes] = {}
         self._fd = -1
         self._size = 0
-        self._open()
+        if resting is None:
+            self._open()
+        else:
+            self._wake(resting)
+
+    def rest(self) -> dict[str, Any]:
+        """All that another worker needs to go on: the open file and the lines that are not complete."""
+        tails = {stream: binascii.b2a_base64(tail, newline=False).decode() for stream, tail in self._tails.items() if tail}
+        return {"fd": self._fd, "size": self._size, "lost": self.lost, "tails": tails}
+
+    def _wake(self, resting: Mapping[str, Any]) -> None:
+        self._fd, self._size, self.lost = resting["fd"], resting["size"], resting["lost"]
+        self._tails = {stream: binascii.a2b_base64(tail) for stream, tail in resting["tails"].items()}
 
     def _open(self, truncate: bool = False) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0)

@@ -7,6 +7,10 @@ What it holds: standard input and output, the log, the cgroup, the exit status. 
                   "exec_defaults"}; once started
     exit.json     {"code", "finished_at", "oom_killed", "error", "pid", "started_at", "warnings", "execs": {id: {...}}}
 
+It is two processes: a worker, which runs this module while something happens, and a holder, which stays (``runtime.holder``). The worker
+goes to rest when the container runs, no exec does, no client is attached and nothing has happened for a while: ``_rest`` writes down what
+the next one continues from in ``go_on``.
+
 Order at the end: init reaped → rest killed → output drained, log closed → exit.json written → announced → cgroup removed → socket removed →
 attachments linger → the keeper exits.
 
@@ -25,6 +29,7 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import Any
 
 from tare.linux import libc, namespaces, process, pty
@@ -35,10 +40,11 @@ from tare.linux.netlink import Route
 from tare.runtime import init, messages
 from tare.runtime.children import Child
 from tare.runtime.context import SetupFailed, reason
-from tare.runtime.control import Connection, ControlSocket
+from tare.runtime.control import Connection, ControlSocket, listen
+from tare.runtime.holder import AT_REST, Holder
 from tare.runtime.jsonlog import JsonLog
 from tare.runtime.plan import KeeperPlan, LinkPlan, LogPlan, StdioPlan, UserMap
-from tare.runtime.reactor import Reactor
+from tare.runtime.reactor import Reactor, Timer
 
 CREATE_PREFIX = (
     "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
@@ -47,6 +53,11 @@ CREATE_PREFIX = (
 EXEC_PREFIX = "OCI runtime exec failed: exec failed: unable to start container process: "
 EXECS_REMEMBERED = 512
 TRIM_SECONDS = 0.2
+QUIET_SECONDS = 0.5
+"""Without any event for so long, the worker rests. Woken again soon, it waits twice as long the next time."""
+MOST_QUIET_SECONDS = 30.0
+SOON = 20
+"""Times the quiet: rests shorter than that were not worth the fork."""
 TIDY_AFTER_EXECS = 32
 
 Request = dict[str, Any]
@@ -91,12 +102,15 @@ def failure_text(failure: dict[str, Any], prefix: str) -> str:
 class Keeper:
     """State and event loop of one keeper."""
 
-    def __init__(self, request: Request, fds: list[int], layout: Layout | None) -> None:
-        self.id = str(request["id"])
-        self.plan = decode_keeper_plan(request["keeper"])
-        self.steps_text = str(request["steps"])
-        self.exec_defaults_text = str(request["exec_defaults"])
-        self.reactor = Reactor()
+    def __init__(self, container_id: str, plan: dict[str, Any], layout: Layout | None, holder: Holder | None, run_fd: int = -1) -> None:
+        self.id = container_id
+        self._plan_text = plan
+        self.plan = decode_keeper_plan(plan)
+        self.holder = holder
+        self.pid = holder.pid if holder is not None else os.getpid()
+        """The process on record as the keeper."""
+        self.steps_text = self.exec_defaults_text = ""
+        self.reactor = Reactor(holder.epoll if holder is not None else None)
         self.layout = layout
         self.cgroup: Cgroup | None = None
         self.child: Child | None = None
@@ -108,22 +122,34 @@ class Keeper:
         self.removed = False
         self._execs_since_tidy = 0
         self.warnings: list[str] = []
-        self._run_fd = os.open(self.plan.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.control = ControlSocket(self.reactor, self._run_fd, self.handle, self._disconnected)
+        self._attachments: list[tuple[dict[str, Any], int]] = []
+        self._inherited: list[int] = []
+        self._quiet = QUIET_SECONDS
+        self._rest_timer: Timer | None = None
+        self._run_fd = run_fd if run_fd >= 0 else os.open(self.plan.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    # Start
+
+    def listen(self, request: Request, fds: list[int]) -> None:
+        """Take over what came with the start request, and open the control socket."""
+        self.steps_text = str(request["steps"])
+        self.exec_defaults_text = str(request["exec_defaults"])
+        self.control = ControlSocket(self.reactor, listen(self._run_fd), self.handle, self._disconnected)
         self._starter = self.control.adopt(socket.socket(fileno=fds[0]))
         inherited = (1 if self.plan.stdio.tty else 3) if self.plan.stdio.inherit else 0
         self._inherited = fds[1 : 1 + inherited]
         self._attachments = list(zip(request.get("attachments") or (), fds[1 + inherited :], strict=True))
 
-    # Start
+    def _open_log(self, resting: dict[str, Any] | None = None) -> JsonLog | None:
+        target = self.plan.log
+        if target.driver != "json-file":
+            return None
+        return JsonLog(target.path, target.max_size, target.max_file, target.attributes, resting)
 
     def start(self, spare: SpareInit | None) -> None:
         """Set everything up and let the init go; the rest happens in the event loop."""
-        log = None
         try:
-            if self.plan.log.driver == "json-file":
-                target = self.plan.log
-                log = JsonLog(target.path, target.max_size, target.max_file, target.attributes)
+            log = self._open_log()
             self.child = Child(
                 self.reactor,
                 self.plan.stdio,
@@ -274,8 +300,8 @@ class Keeper:
             "id": self.id,
             "pid": child.pid,
             "start_time": process.start_time(child.pid),
-            "keeper": os.getpid(),
-            "keeper_start_time": process.start_time(os.getpid()),
+            "keeper": self.pid,
+            "keeper_start_time": process.start_time(self.pid),
             "started_at": child.ready_at,
             "cgroup": self.plan.cgroup,
             "warnings": self.warnings + child.warnings,
@@ -550,8 +576,68 @@ class Keeper:
     def run(self) -> None:
         """The event loop, until there is nothing left to keep."""
         while not self._done():
+            if self.holder is not None and self._rest_timer is None and self._at_rest():
+                self._rest_timer = self.reactor.after(self._quiet, self._maybe_rest)
             self.reactor.run_once()
         self.control.close()
+
+    # Rest
+
+    def _at_rest(self) -> bool:
+        child = self.child
+        return child is not None and child.running and not self.execs and child.stdio.rest() is not None and self.control.flushed
+
+    def _maybe_rest(self) -> None:
+        self._rest_timer = None
+        if self.holder is not None and self._at_rest() and time.monotonic() - self.reactor.active_at >= self._quiet * 0.9:
+            self._rest(self.holder)
+
+    def _rest(self, holder: Holder) -> None:
+        """End this worker, unless something is in the way after all."""
+        assert self.child is not None
+        child, control = self.child.rest(), self.control.descriptors()
+        if child is None or control is None:
+            return
+        log = self.child.stdio.log
+        holder.save({
+            "id": self.id,
+            "plan": self._plan_text | {"resources": {}},
+            "run_fd": self._run_fd,
+            "control": control,
+            "child": child,
+            "log": log.rest() if log is not None else None,
+            "cgroup": self.cgroup is not None,
+            "warnings": self.warnings,
+            "exec_exits": self.exec_exits,
+            "quiet": self._quiet,
+            "since": time.monotonic(),
+        })  # fmt: skip
+        os._exit(AT_REST)
+
+    def wake(self, state: Request) -> None:
+        """Go on where the worker that wrote ``state`` stopped."""
+        assert self.holder is not None
+        control = state["control"]
+        self.control = ControlSocket(self.reactor, socket.socket(fileno=control["listener"]), self.handle, self._disconnected)
+        for fd in control["connections"]:
+            self.control.adopt(socket.socket(fileno=fd))
+        self.warnings = state["warnings"]
+        self.exec_exits = state["exec_exits"]
+        self.cgroup = Cgroup(self.layout, self.plan.cgroup) if self.layout is not None and state["cgroup"] else None
+        log = self._open_log(state["log"])
+        self.child = Child(
+            self.reactor,
+            self.plan.stdio,
+            log,
+            self._on_progress,
+            self._on_started,
+            self._on_failed,
+            self._on_ended,
+            resting=state["child"],
+        )
+        self.child.wait_status = self.holder.wait_for
+        soon = time.monotonic() - state["since"] < SOON * state["quiet"]
+        self._quiet = min(MOST_QUIET_SECONDS, state["quiet"] * 2) if soon else QUIET_SECONDS
 
     def _done(self) -> bool:
         if self.exit is None and not self.failed:
@@ -584,10 +670,13 @@ def write_file(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareInit | None = None) -> None:
-    """Be the keeper of one container, from its plan to its end."""
+def serve(
+    request: Request, fds: list[int], layout: Layout | None, spare: SpareInit | None = None, holder: Holder | None = None
+) -> None:
+    """Be the keeper of one container, from its plan to its first rest or its end."""
     try:
-        keeper = Keeper(request, fds, layout)
+        keeper = Keeper(str(request["id"]), request["keeper"], layout, holder)
+        keeper.listen(request, fds)
     except (OSError, ValueError, KeyError, TypeError) as error:
         text = reason(error) if isinstance(error, OSError) else repr(error)
         failure = {"failed": f"cannot set up the keeper: {text}", "code": 128}
@@ -604,5 +693,13 @@ def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareI
     # The plan is long and needed only once; a keeper may live for years.
     request.clear()
     keeper.start(spare)
-    keeper.reactor.after(TRIM_SECONDS, keeper.tidy)
+    if holder is None:
+        keeper.reactor.after(TRIM_SECONDS, keeper.tidy)
+    keeper.run()
+
+
+def go_on(state: Request, layout: Layout | None, holder: Holder) -> None:
+    """Be the keeper from one rest to the next, or to the end."""
+    keeper = Keeper(state["id"], state["plan"], layout, holder, state["run_fd"])
+    keeper.wake(state)
     keeper.run()

@@ -25,7 +25,8 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from tare.linux import libc, process
 from tare.linux.cgroup import favor
@@ -33,6 +34,7 @@ from tare.linux.cgroup.detect import Layout, detect
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
 from tare.runtime import init, keeper, messages, plan
+from tare.runtime.holder import Holder
 from tare.runtime.keeper import SpareInit
 from tare.runtime.steps import process as process_steps
 
@@ -92,8 +94,7 @@ class Launcher:
             messages.send(socket.socket(fileno=os.dup(fds[0])), {"event": "failed", "message": text, "code": 128})
             return
         if pid == 0:
-            enter(set(fds))
-            run_keeper(data[1:], fds, self.layout, None)
+            self._hold(lambda holder: self._work(holder, data[1:], fds))
 
     def _add_spare(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -103,10 +104,24 @@ class Launcher:
             self.wanted = 0
             return
         if pid == 0:
-            enter({theirs.fileno()})
-            wait_as_spare(theirs, self.layout, self.cgroup_parent)
+            self._hold(lambda holder: self._work_as_spare(holder, theirs))
         theirs.close()
         self.spares.append(ours)
+
+    def _hold(self, work: Callable[[Holder], None]) -> NoReturn:
+        Holder().hold(work, self._go_on)
+
+    def _work(self, holder: Holder, data: bytes, fds: list[int]) -> None:
+        enter(holder.descriptors.union(fds))
+        run_keeper(data, fds, self.layout, None, holder)
+
+    def _work_as_spare(self, holder: Holder, sock: socket.socket) -> None:
+        enter(holder.descriptors | {sock.fileno()})
+        wait_as_spare(sock, self.layout, self.cgroup_parent, holder)
+
+    def _go_on(self, holder: Holder) -> None:
+        state = holder.load()
+        guard(str(state["plan"]["run_dir"]), lambda: keeper.go_on(state, self.layout, holder))
 
     def remove_stale_spares(self) -> None:
         """Remove cgroups of spares that were killed without a chance to tidy up."""
@@ -129,21 +144,21 @@ class Launcher:
 
 
 def enter(keep: set[int]) -> None:
-    """A forked child becomes a keeper: its own session, nothing of the launcher's, no output."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setsid()
+    """The first worker and its holder have nothing of the launcher's open, and no output."""
     process.close_all_but(keep)
     process.redirect_standard_descriptors()
-    process.set_name("tare-keeper")
 
 
-def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareInit | None) -> None:
-    """Serve one container, then end the process. A failure of our own is left in the run directory for whoever looks."""
-    directory = "/"
+def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareInit | None, holder: Holder) -> None:
+    """Serve one container, then end the process."""
+    request: dict[str, Any] = json.loads(data)
+    guard(str(request["keeper"]["run_dir"]), lambda: keeper.serve(request, fds, layout, spare, holder))
+
+
+def guard(directory: str, work: Callable[[], None]) -> NoReturn:
+    """Work, then end the process. A failure of our own is left in the run directory for whoever looks."""
     try:
-        request: dict[str, Any] = json.loads(data)
-        directory = str(request["keeper"]["run_dir"])
-        keeper.serve(request, fds, layout, spare)
+        work()
     except BaseException:
         import traceback
 
@@ -155,7 +170,7 @@ def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareI
     os._exit(0)
 
 
-def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str) -> None:
+def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str, holder: Holder) -> None:
     """Prepare an init and wait for a container; never returns."""
     spare = None
     try:
@@ -168,7 +183,7 @@ def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str
         data, fds = messages.receive_bytes(sock)
         sock.close()
         if data:
-            run_keeper(data, fds, layout, spare)
+            run_keeper(data, fds, layout, spare, holder)
     except OSError:
         pass
     finally:

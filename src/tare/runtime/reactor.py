@@ -33,8 +33,11 @@ class Timer:
 class Reactor:
     """Level-triggered readiness. Callbacks get the epoll event mask; errors and hang-ups are always reported."""
 
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
+    def __init__(self, epoll: select.epoll | None = None) -> None:
+        """``epoll`` may know descriptors already that will be watched again (those of an earlier worker)."""
+        self._epoll = epoll or select.epoll()
+        self.active_at = time.monotonic()
+        """When something last happened."""
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[Timer] = []
 
@@ -43,7 +46,10 @@ class Reactor:
         if fd in self._callbacks:
             self._epoll.modify(fd, events)
         else:
-            self._epoll.register(fd, events)
+            try:
+                self._epoll.register(fd, events)
+            except FileExistsError:
+                self._epoll.modify(fd, events)
         self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:
@@ -64,7 +70,10 @@ class Reactor:
             heapq.heappop(self._timers)
         if self._timers:
             timeout = max(0.0, self._timers[0].at - time.monotonic())
-        for fd, events in self._epoll.poll(timeout, 16):
+        ready = self._epoll.poll(timeout, 16)
+        if ready:
+            self.active_at = time.monotonic()
+        for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback(events)

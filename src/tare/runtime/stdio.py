@@ -20,6 +20,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from tare.runtime.jsonlog import JsonLog
 from tare.runtime.reactor import HANG_UP, READ, WRITE, Reactor, Timer
@@ -80,6 +81,11 @@ class Input:
     @property
     def full(self) -> bool:
         return self._pending >= INPUT_LIMIT and not self.dead
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._queue) and not self.dead
 
     def write(self, data: bytes) -> None:
         if self.dead or self._closing or not data:
@@ -443,6 +449,24 @@ class Stdio:
     def open_output(self, name: str, fd: int) -> None:
         """Give the read side of an output stream (owned)."""
         self.outputs.append(Output(self, name, fd))
+
+    def rest(self) -> dict[str, Any] | None:
+        """All that is needed to go on in another worker; None while a client is attached or input waits."""
+        if self.attachments or self._finished or (self.input is not None and self.input.busy):
+            return None
+        return {
+            "input": -1 if self.input is None or self.input.dead else self.input.fd,
+            "outputs": [(output.name, output.fd) for output in self.outputs if not output.ended],
+            "next": self._next_number,
+        }
+
+    def wake(self, resting: dict[str, Any]) -> None:
+        """Go on from what ``rest`` told."""
+        if resting["input"] >= 0:
+            self.open_input(resting["input"])
+        for name, fd in resting["outputs"]:
+            self.open_output(name, fd)
+        self._next_number = resting["next"]
 
     def attach(
         self,

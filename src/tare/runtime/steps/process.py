@@ -302,6 +302,9 @@ class Execute(NamedTuple):
     def run(self, context: Context) -> None:
         program, argv, environment = context.executable, context.argv, context.environment
         process.reset_signals()
+        if context.pidfd < 0:
+            # A container outlives the worker of its keeper (``runtime.holder``).
+            process.die_with_parent(0)
         context.tell("ready")
         try:
             os.execve(program, argv, environment)
