@@ -41,6 +41,10 @@ from tare.linux.constants import (
 )
 
 MAX_SYMLINKS = 40
+_PSEUDO = frozenset((
+    0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x1CD1, 0x19800202, 0x64626720, 0x74726163, 0x73636673, 0xCAFE4A11, 0x6165676C, 0xDE5E81E4,
+))  # fmt: skip
+"""proc, sysfs, cgroup, cgroup2, devpts, mqueue, debugfs, tracefs, securityfs, bpf, pstore, efivarfs (statfs(2), linux/magic.h)."""
 FSCONFIG_STRING_LIMIT = 255
 """Longest string value that fsconfig(2) takes."""
 
@@ -266,6 +270,11 @@ def _open_or_make(parent: int, name: str, *, directory: bool, mode: int) -> int:
         except FileExistsError:
             pass
     return os.open(name, flags, dir_fd=parent)
+
+
+def is_pseudo(fd: int) -> bool:
+    """Whether a descriptor lies on a file system that holds no files but the kernel's state: nothing to copy from or to."""
+    return libc.filesystem_magic(fd) in _PSEUDO
 
 
 def is_directory(fd: int) -> bool:

@@ -29,9 +29,10 @@ from tare.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted
 from tare.linux.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, O_PATH
 from tare.linux.mount import Filesystem, overlay
 from tare.oci.digest import Digest
-from tare.store.changes import Change, compare, tar_tree
+from tare.store.changes import Change, compare
 from tare.store.durability import make_directory, remove_tree
 from tare.store.layers.driver import LayerDriver
+from tare.store.tartree import tar_tree
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
