@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-from tare.cli.connection import Client
 from tare.cli.failures import CliError
 from tare.cli.streams import Carrier, OutputClosed, parse_detach_keys
 from tare.cli.terminal import Handlers, RawMode, is_tty, size
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable, Mapping
 
-    from tare.cli.connection import Response
+    from tare.cli.connection import Client, Response
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 
@@ -87,25 +86,22 @@ class ExitStatus:
         self._response.close()
 
 
-def resizer(host: str, path: str) -> Callable[[], None]:
+def resizer(client: Client, path: str) -> Callable[[], None]:
     """A function that tells the daemon our terminal's size, over a connection of its own."""
 
     def resize() -> None:
         rows, columns = size()
         if rows and columns:
-            Client(host).call("POST", path, {"h": rows, "w": columns})
+            client.another().call("POST", path, {"h": rows, "w": columns})
 
     return resize
 
 
 def forward_signals(handlers: Handlers, client: Client, container: str) -> None:
     """From now on, our signals are the container's."""
-    host, version = client.host, client.version
 
     def kill(name: str) -> None:
-        sender = Client(host)
-        sender.version = version
-        sender.call("POST", f"/containers/{container}/kill", {"signal": name})
+        client.another().call("POST", f"/containers/{container}/kill", {"signal": name})
 
     handlers.forward(kill)
 
@@ -114,7 +110,7 @@ def follow_size(handlers: Handlers, client: Client, path: str) -> None:
     """Pass on the terminal's size now and whenever it changes."""
     if not (is_tty(1) or is_tty(0)):
         return
-    resize = resizer(client.host, path)
+    resize = resizer(client, path)
     handlers.on_resize(resize)
     try:
         resize()

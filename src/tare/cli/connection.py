@@ -22,7 +22,7 @@ from tare.cli.failures import CliError, DaemonError, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
 API_VERSION = "1.51"
@@ -56,7 +56,7 @@ class Broken(Exception):
 
 
 def open_socket(host: str) -> _socket.socket:
-    """A connected socket to ``unix://PATH`` or ``tcp://HOST:PORT``. Raises OSError."""
+    """A connected socket to ``unix://PATH`` or ``tcp://HOST:PORT``, in the clear. Raises OSError."""
     scheme, _, rest = host.partition("://")
     if scheme == "unix":
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -254,10 +254,22 @@ class Response:
 class Client:
     """Requests to one daemon. ``call`` for documents, ``stream`` for bodies that flow, ``hijack`` for raw connections."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(
+        self, host: str, opener: Callable[[str], _socket.socket] = open_socket, headers: Mapping[str, str] | None = None, version: str = ""
+    ) -> None:
         self.host = host
-        self.version = API_VERSION
+        self.version = version or API_VERSION
         self.idle: list[Wire] = []
+        self._open = opener
+        self._headers = headers or {}
+
+    def another(self) -> Client:
+        """A client of the same daemon with connections of its own, for another thread or a signal handler."""
+        return Client(self.host, self._open, self._headers, self.version)
+
+    def connect(self) -> _socket.socket:
+        """A new connection. Raises OSError."""
+        return self._open(self.host)
 
     def call(self, method: str, path: str, query: Mapping[str, object] | None = None, body: object = None) -> Any:
         """Send a document, give back the answer's document (None when it has no body). Raises DaemonError."""
@@ -346,7 +358,7 @@ class Client:
         parameters = query_string(query or {})
         target = f"/v{self.version}{path}{('&' if '?' in path else '?') + parameters if parameters else ''}"
         lines = [f"{method} {target} HTTP/1.1", "Host: api.tare.localhost", "User-Agent: tare"]
-        lines.extend(f"{name}: {value}" for name, value in headers.items())
+        lines.extend(f"{name}: {value}" for name, value in {**self._headers, **headers}.items())
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     def _send(self, method: str, path: str, query: Mapping[str, object] | None, data: bytes, headers: dict[str, str]) -> Response:
@@ -362,7 +374,7 @@ class Client:
                 wire.close()
                 if reused and method in ("GET", "HEAD"):
                     continue  # an idle connection that the daemon had given up meanwhile
-                raise CliError(f"the daemon at {self.host} closed the connection without an answer") from None
+                raise self._silent() from None
             wire.used = True
             if response.status == 400 and self._adopt(response):
                 response.read()
@@ -371,9 +383,17 @@ class Client:
 
     def _connect(self) -> Wire:
         try:
-            return Wire(open_socket(self.host))
+            return Wire(self.connect())
         except OSError as error:
             raise self.unreachable(error) from None
+
+    def _silent(self) -> CliError:
+        """Why a connection may have ended without an answer."""
+        if self._open is open_socket:
+            return CliError(f"the daemon at {self.host} closed the connection without an answer")
+        from tare.cli.remote import last_failure
+
+        return Unreachable(last_failure() or f"error during connect: {self.host} closed the connection without an answer")
 
     def unreachable(self, error: OSError | None) -> CliError:
         """What to tell somebody whose daemon does not answer."""
@@ -385,6 +405,8 @@ class Client:
         reason = ""
         if error is not None and not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
             reason = f" ({error.strerror or error})"
+        if self._open is not open_socket:
+            return Unreachable(f"error during connect: cannot reach the daemon at {self.host}{reason or f' ({error})'}")
         return Unreachable(
             f"Cannot connect to the Tare daemon at {self.host}{reason}. Is the tare daemon running?\n"
             "Start it with 'tare daemon start', or name another one with -H or TARE_HOST."

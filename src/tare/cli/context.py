@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import sys
 
-from tare.cli.connection import Client
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tare.cli.connection import Client
+    from tare.cli.flags import Options
     from tare.cli.hosts import Choice
 
 
 class Context:
-    """One call of ``tare``."""
+    """One call of ``tare``. ``flags`` are those before the verb."""
 
-    __slots__ = ("_client", "_host", "settings_path")
+    __slots__ = ("_choice", "_client", "_flags")
 
-    def __init__(self, host: str = "", settings_path: str = "") -> None:
-        self._host = host
-        self.settings_path = settings_path
+    def __init__(self, flags: Options | None = None) -> None:
+        self._flags = flags
+        self._choice: Choice | None = None
         self._client: Client | None = None
 
     def choice(self) -> Choice:
         """The daemon's address and who named it."""
-        from tare.cli.hosts import choose
+        if self._choice is None:
+            from tare.cli.hosts import choose
 
-        return choose(self._host, self.settings_path)
+            self._choice = choose(self._flags)
+        return self._choice
 
     @property
     def client(self) -> Client:
         """The client of this call. The first use may start a daemon on demand."""
         if self._client is None:
             choice = self.choice()
-            client = Client(choice.host)
+            client = choice.client()
             if not choice.named:
                 from tare.cli.hosts import ensure_running
 

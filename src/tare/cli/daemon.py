@@ -204,11 +204,12 @@ def _stop(context: Context, options: Options) -> int:
 def _status(context: Context, options: Options) -> int:
     choice = context.choice()
     pid = running(options.text("pidfile"))
-    if not answers(choice.host):
+    client = choice.client()
+    if not client.answers():
         process = f"process {pid} exists but does not answer" if pid else "it does not run"
         sys.stdout.write(f"no Tare daemon answers at {choice.host} ({process})\n")
         return 3
-    version = Client(choice.host).call("GET", "/version")
+    version = client.call("GET", "/version")
     sys.stdout.write(f"the Tare daemon runs at {choice.host} (version {version.get('Version', '?')}{f', process {pid}' if pid else ''})\n")
     return 0
 

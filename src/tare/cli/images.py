@@ -88,7 +88,7 @@ def _images(context: Context, options: Options) -> int:
     if not layout and not options.on("quiet"):
         from tare.cli.hosts import settings
 
-        layout = str(settings(context.settings_path).get("imagesFormat", ""))
+        layout = str(settings().get("imagesFormat", ""))
     columns = "Repository Tag Digest ID CreatedSince Size" if options.on("digests") else "Repository Tag ID CreatedSince Size"
     write_rows(lines, layout, HEADERS, columns)
     return 0

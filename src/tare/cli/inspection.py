@@ -7,7 +7,7 @@ import sys
 from tare.cli.connection import quote
 from tare.cli.context import warn
 from tare.cli.documents import encode, pretty
-from tare.cli.failures import CliError, DaemonError
+from tare.cli.failures import CliError, DaemonError, Unreachable
 from tare.cli.flags import Command
 
 TYPE_CHECKING = False
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from tare.cli.context import Context
     from tare.cli.flags import Options
 
-PATHS = {"container": "/containers/{}/json", "image": "/images/{}/json", "network": "/networks/{}", "volume": "/volumes/{}"}
+PATHS = {
+    "container": "/containers/{}/json", "image": "/images/{}/json", "network": "/networks/{}", "volume": "/volumes/{}",
+    "plugin": "/plugins/{}/json",
+}  # fmt: skip
+_SWARM_TYPES = ("config", "node", "secret", "service", "task")
 
 
 def find(client: Client, name: str, kind: str, *, size: bool) -> Any:
@@ -39,17 +43,21 @@ def find(client: Client, name: str, kind: str, *, size: bool) -> Any:
 
 def inspect(context: Context, options: Options, kind: str) -> int:
     """Print all that are found, report the others, 1 when there were any."""
-    layout = options.text("format")
+    size = "size" in options.given and options.on("size")
+    return show(options.operands, options.text("format"), lambda name: find(context.client, name, kind, size=size))
+
+
+def show(names: list[str], layout: str, get: Callable[[str], Any]) -> int:
+    """Print what ``get`` finds for each name in the user's layout; report the others, and give back 1 when there were any."""
     printer = _template(layout) if layout and layout != "json" else None
-    client = context.client
     documents, failures = [], []
-    for name in options.operands:
+    for name in names:
         try:
-            documents.append(find(client, name, kind, size="size" in options.given and options.on("size")))
+            documents.append(get(name))
+        except Unreachable:
+            raise
         except CliError as error:
             failures.append(str(error))
-            if not isinstance(error, DaemonError) and "No such object" not in str(error):
-                raise
     if printer is not None:
         for document in documents:
             sys.stdout.write(printer(document) + "\n")
@@ -82,8 +90,10 @@ def _template(layout: str) -> Callable[[Any], str]:
 
 def _inspect(context: Context, options: Options) -> int:
     kind = options.text("type")
+    if kind in _SWARM_TYPES:
+        raise CliError(f"Error: No such {kind}: {options.operands[0]}: Tare is no Swarm manager")
     if "type" in options.given and kind not in PATHS:
-        known = ", ".join(f'"{name}"' for name in PATHS)
+        known = ", ".join(f'"{name}"' for name in sorted([*PATHS, *_SWARM_TYPES]))
         raise CliError(f'unknown type: "{kind}": must be one of {known}')
     return inspect(context, options, kind)
 

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tare.cli.flags import Command, Row
+    from tare.cli.flags import Command, Options, Row
 
 COMMON = {
     "run": ("tare.cli.run", "RUN", "Create and run a new container from an image"),
@@ -30,12 +30,17 @@ COMMON = {
 }
 OTHER = {
     "attach": ("tare.cli.attach", "ATTACH", "Attach local standard input, output, and error streams to a running container"),
+    "completion": ("tare.cli.completion", "COMPLETION", "Print the completion script for a shell"),
     "create": ("tare.cli.run", "CREATE", "Create a new container"),
+    "diff": ("tare.cli.containerverbs", "DIFF", "Inspect changes to files or directories on a container's filesystem"),
     "events": ("tare.cli.events", "EVENTS", "Get real time events from the server"),
     "inspect": ("tare.cli.inspection", "INSPECT", "Return low-level information on containers, images, networks and volumes"),
     "kill": ("tare.cli.lifecycle", "KILL", "Kill one or more running containers"),
     "load": ("tare.cli.archive", "LOAD", "Load images from a tar archive or STDIN"),
     "logs": ("tare.cli.logs", "LOGS", "Fetch the logs of a container"),
+    "pause": ("tare.cli.containerverbs", "PAUSE", "Pause all processes within one or more containers"),
+    "port": ("tare.cli.containerverbs", "PORT", "List port mappings or a specific mapping for the container"),
+    "rename": ("tare.cli.containerverbs", "RENAME", "Rename a container"),
     "restart": ("tare.cli.lifecycle", "RESTART", "Restart one or more containers"),
     "rm": ("tare.cli.lifecycle", "RM", "Remove one or more containers"),
     "rmi": ("tare.cli.images", "RMI", "Remove one or more images"),
@@ -45,50 +50,109 @@ OTHER = {
     "stop": ("tare.cli.lifecycle", "STOP", "Stop one or more running containers"),
     "tag": ("tare.cli.images", "TAG", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
     "top": ("tare.cli.top", "TOP", "Display the running processes of a container"),
+    "unpause": ("tare.cli.containerverbs", "UNPAUSE", "Unpause all processes within one or more containers"),
+    "update": ("tare.cli.update", "UPDATE", "Update configuration of one or more containers"),
     "wait": ("tare.cli.lifecycle", "WAIT", "Block until one or more containers stop, then print their exit codes"),
 }
 MANAGEMENT = {
+    "builder": "Manage builds",
+    "checkpoint": "Manage checkpoints",
     "container": "Manage containers",
+    "context": "Manage contexts",
     "daemon": "Manage the Tare daemon on this machine",
     "image": "Manage images",
+    "manifest": "Manage image manifests and manifest lists",
+    "network": "Manage networks",
+    "plugin": "Manage plugins",
     "system": "Manage Tare",
+    "volume": "Manage volumes",
 }
-_CONTAINER_VERBS = "attach create exec inspect kill logs ls restart rm run start stats stop top wait"  # ls stands for ps
+REFUSED = {
+    **dict.fromkeys(
+        ("config", "node", "secret", "service", "stack", "swarm"),
+        "needs a Swarm cluster: Tare runs containers on one machine and is no Swarm manager",
+    ),
+    "trust": "is about Docker Content Trust (Notary v1), which its registries have switched off; name images by digest instead",
+    "buildx": "is a plugin of the docker command; 'tare build' builds without it",
+    **dict.fromkeys(
+        ("plugin create", "plugin disable", "plugin enable", "plugin install", "plugin push", "plugin rm", "plugin set", "plugin upgrade"),
+        "is not possible: what Tare plugs in is built in",
+    ),
+    "compose": "is a plugin of the docker command; docker-compose works with Tare through DOCKER_HOST",
+}
+"""Docker commands without a counterpart, and why."""
+_CONTAINER_VERBS = "attach create diff exec inspect kill logs ls pause port rename restart rm run start stats stop top unpause update wait"  # ls stands for ps
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "builder": {},
+    "checkpoint": {
+        "create": ("tare.cli.checkpoint", "CREATE", "Create a checkpoint from a running container"),
+        "ls": ("tare.cli.checkpoint", "LS", "List checkpoints for a container"),
+        "rm": ("tare.cli.checkpoint", "RM", "Remove a checkpoint"),
+    },
     "container": {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),
         "ls": COMMON["ps"],
+        "prune": ("tare.cli.prune", "CONTAINER_PRUNE", "Remove all stopped containers"),
         **{verb: (COMMON | OTHER)[verb] for verb in _CONTAINER_VERBS.split() if verb not in ("inspect", "ls")},
+    },
+    "context": {
+        "create": ("tare.cli.contextverbs", "CREATE", "Create a context"),
+        "export": ("tare.cli.contextverbs", "EXPORT", "Export a context to a tar archive FILE or a tar stream on STDOUT"),
+        "import": ("tare.cli.contextverbs", "IMPORT", "Import a context from a tar or zip file"),
+        "inspect": ("tare.cli.contextverbs", "INSPECT", "Display detailed information on one or more contexts"),
+        "ls": ("tare.cli.contextverbs", "LS", "List contexts"),
+        "rm": ("tare.cli.contextverbs", "RM", "Remove one or more contexts"),
+        "show": ("tare.cli.contextverbs", "SHOW", "Print the name of the current context"),
+        "update": ("tare.cli.contextverbs", "UPDATE", "Update a context"),
+        "use": ("tare.cli.contextverbs", "USE", "Set the current context"),
     },
     "image": {
         "bootstrap": ("tare.cli.bootstrap", "BOOTSTRAP", "Make a base image from this machine, without a registry"),
         "inspect": ("tare.cli.inspection", "IMAGE_INSPECT", "Display detailed information on one or more images"),
         "load": OTHER["load"],
         "ls": COMMON["images"],
+        "prune": ("tare.cli.prune", "IMAGE_PRUNE", "Remove unused images"),
         "pull": COMMON["pull"],
         "push": COMMON["push"],
         "rm": OTHER["rmi"],
         "save": OTHER["save"],
         "tag": OTHER["tag"],
     },
-    "system": {"events": OTHER["events"], "info": COMMON["info"]},
+    "manifest": {},
+    "network": {},
+    "plugin": {
+        "inspect": ("tare.cli.plugin", "INSPECT", "Display detailed information on one or more plugins"),
+        "ls": ("tare.cli.plugin", "LS", "List plugins"),
+    },
+    "system": {
+        "events": OTHER["events"],
+        "info": COMMON["info"],
+        "prune": ("tare.cli.prune", "SYSTEM_PRUNE", "Remove unused data"),
+    },
+    "volume": {},
     "daemon": {
         "start": ("tare.cli.daemon", "START", "Start the daemon in the background"),
         "status": ("tare.cli.daemon", "STATUS", "Tell whether the daemon runs, and where"),
         "stop": ("tare.cli.daemon", "STOP", "Stop the daemon; containers go on"),
     },
 }
-SYNONYMS = {
-    ("container", "list"): "ls",
-    ("container", "ps"): "ls",
-    ("container", "remove"): "rm",
-    ("image", "list"): "ls",
-    ("image", "remove"): "rm",
-}
+SYNONYMS = {"list": "ls", "remove": "rm"}
 GLOBAL_FLAGS: tuple[Row, ...] = (
-    ("config", "", "string", "Configuration file", "~/.config/tare/config.json"),
+    ("config", "", "string", "Location of client config files", "~/.docker"),
+    (
+        "context",
+        "c",
+        "string",
+        "Name of the context to use to connect to the daemon (overrides TARE_HOST, DOCKER_HOST and 'tare context use')",
+    ),
     ("debug", "D", "bool", "Show the Python traceback of unexpected errors"),
-    ("host", "H", "string", "Daemon to connect to: unix://PATH or tcp://HOST:PORT"),
+    ("host", "H", "list", "Daemon to connect to: unix://PATH, tcp://HOST:PORT or ssh://[USER@]HOST[:PORT]"),
+    ("log-level", "l", "string", 'Accepted for docker\'s sake: "debug", "info", "warn", "error", "fatal"', "info"),
+    ("tls", "", "bool", "Use TLS; implied by --tlsverify"),
+    ("tlscacert", "", "string", "Trust certs signed only by this CA", "~/.docker/ca.pem"),
+    ("tlscert", "", "string", "Path to TLS certificate file", "~/.docker/cert.pem"),
+    ("tlskey", "", "string", "Path to TLS key file", "~/.docker/key.pem"),
+    ("tlsverify", "", "bool", "Use TLS and verify the remote"),
     ("version", "v", "bool", "Print version information and quit"),
 )
 
@@ -133,9 +197,13 @@ def dispatch(words: list[str]) -> int:
     """Run one command line."""
     command: Command | None = None
     try:
-        host, config, rest = _global_flags(words)
+        flags, rest = _global_flags(words)
         if not rest:
             return 0
+        if rest[0] == "__complete":
+            from tare.cli.completion import complete
+
+            return complete(Context(flags), rest[1:])
         command = find(rest)
         if command is None:
             return 0
@@ -146,7 +214,7 @@ def dispatch(words: list[str]) -> int:
             sys.stdout.write(help_text(command))
             return 0
         command.check_operands(options)
-        return command.run(Context(host, config), options)
+        return command.run(Context(flags), options)
     except UsageError as error:
         report_usage(error, command)
         return error.code
@@ -157,10 +225,10 @@ def dispatch(words: list[str]) -> int:
         return error.code
 
 
-def _global_flags(words: list[str]) -> tuple[str, str, list[str]]:
-    """Host, configuration file and the words from the verb on (none when the flags already were the whole job)."""
+def _global_flags(words: list[str]) -> tuple[Options | None, list[str]]:
+    """The flags before the verb, if there are any, and the words from the verb on (none when the flags already were the whole job)."""
     if words and not words[0].startswith("-"):
-        return "", "", words
+        return None, words
     from tare.cli.flags import KINDS, parse
 
     options = parse(GLOBAL_FLAGS, words, kind=KINDS.__getitem__, interspersed=False)
@@ -168,12 +236,14 @@ def _global_flags(words: list[str]) -> tuple[str, str, list[str]]:
         from tare.cli.version import CLIENT_VERSION
 
         sys.stdout.write(f"Tare version {CLIENT_VERSION}\n")
-        return "", "", []
+        return None, []
     if options is None or not options.operands:
         sys.stdout.write(root_help())
-        return "", "", []
-    config = options.text("config") if "config" in options.given else ""
-    return options.text("host"), config, options.operands
+        return None, []
+    if "config" in options.given:
+        # For everybody who looks for client files, in this process and in those that it starts.
+        os.environ["DOCKER_CONFIG"] = options.text("config")
+    return options, options.operands
 
 
 def find(words: list[str]) -> Command | None:
@@ -188,6 +258,8 @@ def find(words: list[str]) -> Command | None:
     if verb in GROUPS:
         return _find_in_group(verb, words)
     entry = COMMON.get(verb) or OTHER.get(verb)
+    if verb in REFUSED:
+        raise UsageError(f"'{verb}' {REFUSED[verb]}", 1, usage=False)
     if entry is None:
         raise UsageError(
             f"unknown command: tare {verb}{_nearest_verb(verb, [*COMMON, *OTHER, *GROUPS])}\n\nRun 'tare --help' for more information",
@@ -198,14 +270,23 @@ def find(words: list[str]) -> Command | None:
 
 
 def _find_in_group(group: str, words: list[str]) -> Command | None:
-    if not words or words[0] in ("--help", "-h"):
+    if not words:
+        sys.stderr.write(group_help(group))  # somebody meant more than this
+        return None
+    if words[0] in ("--help", "-h"):
         sys.stdout.write(group_help(group))
         return None
     verb = words.pop(0)
-    entry = GROUPS[group].get(SYNONYMS.get((group, verb), verb))
+    if verb.startswith("-"):
+        shown = f"unknown flag: {verb}" if verb.startswith("--") else f"unknown shorthand flag: '{verb[1:2]}' in {verb}"
+        raise UsageError(f"{shown}\n\nUsage:  tare {group}\n\nRun 'tare {group} --help' for more information", 125, usage=False)
+    if f"{group} {verb}" in REFUSED:
+        raise UsageError(f"'{group} {verb}' {REFUSED[f'{group} {verb}']}", 1, usage=False)
+    known = GROUPS[group]
+    entry = known.get(verb) or known.get(SYNONYMS.get(verb, ""))
     if entry is None:
         raise UsageError(
-            f"unknown command: tare {group} {verb}{_nearest_verb(verb, GROUPS[group])}\n\nUsage:  tare {group} COMMAND\n\n"
+            f"unknown command: tare {group} {verb}{_nearest_verb(verb, known)}\n\nUsage:  tare {group}\n\n"
             f"Run 'tare {group} --help' for more information",
             1,
             usage=False,
@@ -233,7 +314,7 @@ def report_usage(error: UsageError, command: Command | None) -> None:
     sys.stdout.flush()
     text = str(error)
     if not error.usage:
-        sys.stderr.write(f"tare: {text}\n")
+        sys.stderr.write(f"{'tare: ' if error.code == 1 else ''}{text}\n")
         return
     name = f"tare {command.name}" if command else "tare"
     usage = command.usage if command else "[OPTIONS] COMMAND [ARG...]"
@@ -268,7 +349,7 @@ def root_help() -> str:
             "  tare image bootstrap busybox        a first image, made from this machine\n"
             "  tare run --rm busybox echo hello    a first container",
             section("Common Commands", {name: entry[2] for name, entry in COMMON.items()}),
-            section("Management Commands", MANAGEMENT),
+            section("Management Commands", {name: text for name, text in MANAGEMENT.items() if GROUPS[name]}),
             section("Commands", {name: entry[2] for name, entry in OTHER.items()}),
             "Global Options:\n" + flag_lines(GLOBAL_FLAGS, KINDS.__getitem__),
             "Run 'tare COMMAND --help' for more information on a command.\n",

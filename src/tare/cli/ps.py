@@ -105,7 +105,7 @@ def _ps(context: Context, options: Options) -> int:
     if not layout and not options.on("quiet"):
         from tare.cli.hosts import settings
 
-        layout = str(settings(context.settings_path).get("psFormat", ""))
+        layout = str(settings().get("psFormat", ""))
     columns = COLUMNS + " Size" if options.on("size") else COLUMNS
     write_rows((row(container, full=full) for container in containers), layout, HEADERS, columns)
     return 0

@@ -11,7 +11,6 @@ import threading
 import time
 
 from tare.cli import humanize
-from tare.cli.connection import Client
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
 from tare.cli.lifecycle import path
@@ -22,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from tare.cli.connection import Client
     from tare.cli.context import Context
     from tare.cli.flags import Options
 
@@ -96,8 +96,7 @@ class Watched:
         self.latest: dict[str, Any] | None = None
         self.failure: CliError | None = None
         self.ended = False
-        self._client = Client(client.host)
-        self._client.version = client.version
+        self._client = client.another()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def _follow(self) -> None:
@@ -118,10 +117,8 @@ def _once(context: Context, names: list[str], options: Options) -> int:
     failures: dict[str, CliError] = {}
 
     def fetch(name: str) -> None:
-        own = Client(client.host)
-        own.version = client.version
         try:
-            samples[name] = own.call("GET", path(name, "stats"), {"stream": False})
+            samples[name] = client.another().call("GET", path(name, "stats"), {"stream": False})
         except CliError as error:
             failures[name] = error
 
