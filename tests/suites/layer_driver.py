@@ -51,7 +51,9 @@ def store(driver: LayerDriver, tar: bytes, chunk: int = 1 << 20) -> Layer:
     with driver.writer() as layer:
         for start in range(0, len(tar), chunk):
             layer.write(tar[start : start + chunk])
-        return layer.commit(Digest.of(tar))
+        stored = layer.commit(Digest.of(tar))
+    assert b"".join(driver.tar(stored.diff_id)) == tar
+    return stored
 
 
 def fingerprint(root: Path) -> dict[bytes, tuple[object, ...]]:
@@ -342,6 +344,28 @@ class LayerDriverContract:
         shown = driver.acquire([layer.diff_id])[0]
         assert fingerprint(shown) == fingerprint(source)
         assert (shown / "sparse").stat().st_blocks * 512 < 1 << 20
+
+    def test_the_tar_comes_back_and_a_changed_file_is_noticed(self, driver: LayerDriver) -> None:
+        kept = {b"user.kept": b"1"}
+        tar = pack(file("a", b"old" * 300), other("l", Kind.LINK, "a"), file("a", b"new" * 300000, xattrs=kept), file("b", b"z")) + b"end"
+        layer = store(driver, tar)
+        assert driver.has_tar(layer.diff_id)
+        files = driver.path(layer.diff_id) / "fs"
+        if layer.form == "directory":
+            (files / "b").write_bytes(b"y")
+            with pytest.raises(Corrupt, match="not what they were"):
+                list(driver.tar(layer.diff_id))
+            (files / "b").unlink()
+            with pytest.raises(Corrupt, match="damaged on disk"):
+                list(driver.tar(layer.diff_id))
+        else:
+            os.truncate(driver.path(layer.diff_id) / "layer.tar", 1000)
+            with pytest.raises(Corrupt, match="cut off"):
+                list(driver.tar(layer.diff_id))
+        missing = Digest.of(b"missing")
+        assert not driver.has_tar(missing)
+        with pytest.raises(NotFound, match="pull its image again"):
+            list(driver.tar(missing))
 
     def test_empty_and_repeated_layers(self, driver: LayerDriver) -> None:
         empty = store(driver, writer.END).diff_id

@@ -1,8 +1,8 @@
 """A stored layer as the tar that it came as, plain or packed again.
 
-Where the bytes are: the layer store keeps the uncompressed tar (forms *erofs* and *pending*), or the content store still has the compressed
-blob that the layer came in. ``plain`` reads whichever there is; ``pack`` compresses it into a blob that can be pushed. Both block: use them
-in worker threads. The caller pins the layer and its blob for as long as it reads.
+Where the bytes are: the layer store keeps the uncompressed tar or can make it again (``LayerDriver.tar``); for a layer that an older engine
+stored, the content store still has the compressed blob that it came in. ``plain`` reads whichever there is; ``pack`` compresses it into a
+blob that can be pushed. Both block: use them in worker threads. The caller pins the layer and its blob for as long as it reads.
 """
 
 from __future__ import annotations
@@ -28,28 +28,19 @@ def check(layers: LayerDriver, diff_id: Digest, blob: Digest | None) -> None:
     """Raise ``NotFound`` when ``plain`` could not give this layer."""
     if layers.get(diff_id) is None:
         raise NotFound(f"layer {diff_id} is not in the {layers.name} layer store: pull its image again")
-    if blob is None and not (layers.path(diff_id) / "layer.tar").exists():
-        raise NotFound(f"the tar of layer {diff_id} was not kept: the {layers.name} layer driver keeps only the files of an imported one")
+    if blob is None and not layers.has_tar(diff_id):
+        raise NotFound(f"the tar of layer {diff_id} was not kept: remove its image and pull or load it again")
 
 
 def plain(layers: LayerDriver, content: ContentStore, diff_id: Digest, blob: Digest | None) -> Generator[bytes, None, None]:
     """The layer's uncompressed tar, exactly ``tar_size`` bytes. ``blob`` is its compressed form if the content store has one."""
     check(layers, diff_id, blob)
-    layer = layers.get(diff_id)
-    size = layer.tar_size if layer else 0
-    try:
-        tar = open(layers.path(diff_id) / "layer.tar", "rb")  # noqa: SIM115 - closed below
-    except FileNotFoundError:
-        assert blob is not None
-        yield from _unpacked(content, blob, size)
+    if layers.has_tar(diff_id):
+        yield from layers.tar(diff_id)
         return
-    with tar:
-        while size:  # the store pads the tar
-            chunk = tar.read(min(CHUNK, size))
-            if not chunk:
-                raise Corrupt(f"the tar of layer {diff_id} is cut off on disk: remove its image and pull it again")
-            size -= len(chunk)
-            yield chunk
+    layer = layers.get(diff_id)
+    assert blob is not None and layer is not None
+    yield from _unpacked(content, blob, layer.tar_size)
 
 
 def _unpacked(content: ContentStore, blob: Digest, size: int) -> Generator[bytes, None, None]:

@@ -15,6 +15,8 @@ On disk, under ``data_root/layers/DRIVER``:
 Forms. *erofs*: shown through the tar, nothing extracted. *directory*: extracted. *pending*: a hard link in it names a file that only a
 layer below can hold, so what it means depends on its stack: it stays a tar and is extracted when that stack is acquired.
 
+Whatever the form, ``tar`` gives the layer's uncompressed tar byte for byte, so that what was made or loaded here can be pushed and saved.
+
 Writing is one pass: the uncompressed tar is spooled, hashed and understood (``tree.py``) as it arrives; ``commit`` makes the driver's form
 of the tree. All public methods may be called from any thread; a writer belongs to one thread at a time.
 """
@@ -28,7 +30,7 @@ import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,12 +38,14 @@ from typing import ClassVar
 from tare.errors import Conflict, Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.oci.digest import Digest
 from tare.store.durability import make_directory, remove_tree, replace_file, start_writeback, sync_directory, sync_filesystem, write_all
+from tare.store.layers import recipe
 from tare.store.layers.extract import extract
 from tare.store.layers.tree import Tree
 from tare.store.tar.entry import BLOCK, DEFAULT_LIMITS, Entry, Limits
 from tare.store.tar.reader import Parser
 
 _WRITEBACK = 8 << 20
+_CHUNK = 1 << 20
 _SHORT_LENGTHS = (8, 12, 16, 24, 32, 64)
 
 
@@ -202,6 +206,35 @@ class LayerDriver(ABC):
         """Bytes of the layer's files (what Docker shows); ``NotFound`` when it is not stored."""
         return self._need(diff_id).size
 
+    def has_tar(self, diff_id: Digest) -> bool:
+        """Whether ``tar`` can give this layer (false for one that an older engine extracted without keeping its recipe)."""
+        directory = self.path(diff_id)
+        return self.has(diff_id) and ((directory / "layer.tar").exists() or (directory / recipe.NAME).exists())
+
+    def tar(self, diff_id: Digest) -> Generator[bytes, None, None]:
+        """The layer's uncompressed tar, exactly its ``tar_size`` bytes, in chunks of up to 1 MiB.
+
+        Raises ``NotFound`` when it is not stored and ``Corrupt``, possibly only at the end, when it is damaged. Not to be removed
+        meanwhile: the caller holds it.
+        """
+        layer = self._need(diff_id)
+        directory = self.path(diff_id)
+        try:
+            tar = open(directory / "layer.tar", "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            if not self.has_tar(diff_id):
+                raise NotFound(f"the tar of layer {diff_id} was not kept: remove its image and pull or load it again") from None
+            yield from recipe.read(directory, diff_id)
+            return
+        with tar:
+            left = layer.tar_size  # the file is padded
+            while left:
+                chunk = tar.read(min(_CHUNK, left))
+                if not chunk:
+                    raise Corrupt(f"the tar of layer {diff_id} is cut off on disk: remove its image and pull it again")
+                left -= len(chunk)
+                yield chunk
+
     def _need(self, diff_id: Digest) -> Layer:
         layer = self.get(diff_id)
         if layer is None:
@@ -271,10 +304,11 @@ class LayerDriver(ABC):
         return layer
 
     def _extract_into(self, writer: LayerWriter) -> str:
-        """The form *directory*: extract the spooled tar, drop it, make the files durable."""
+        """The form *directory*: extract the spooled tar, replace it by its recipe, make the files durable."""
         target = writer.staging / "fs"
         target.mkdir(mode=0o755)
         extract(writer.tree, writer.file, target)
+        recipe.write(writer.tree, writer.file, writer.offset, writer.staging / recipe.NAME)
         (writer.staging / "layer.tar").unlink()
         sync_filesystem(target)
         return "directory"
