@@ -1,13 +1,13 @@
 """The holder: what stays of a keeper while nothing happens.
 
 A keeper that runs Python code costs megabytes of its own: every object that is touched has its reference count written, and the page that
-it shared with the launcher is copied. Most containers are idle most of the time, so the keeper's work is done by a *worker*
-that ends when it has nothing to do; what remains is the holder, a fork of the launcher that has executed a dozen lines.
+it shared with its parent is copied. Most containers are idle most of the time, so the keeper's work is done by a *worker*
+that ends when it has nothing to do; what remains is the holder, a fork of the zygote that has executed a dozen lines.
 
-    launcher ─fork─► holder ─clone─► worker ─fork─► init, execs
-                       │               │
-                       │               └─ at rest: writes down its state, exits; the init becomes the holder's child
-                       └─ idle: sleeps in epoll_wait; something happens: clones a worker, which goes on from the state
+    zygote ─fork─► holder ─clone─► worker ─fork─► init, execs
+                     │               │
+                     │               └─ at rest: writes down its state, exits; the init becomes the holder's child
+                     └─ idle: sleeps in epoll_wait; something happens: clones a worker, which goes on from the state
 
 Invariants:
 - Holder and worker share their descriptors (CLONE_FILES): pipes, sockets and the epoll stay as they are from worker to worker, nothing is
@@ -25,8 +25,8 @@ from __future__ import annotations
 import json
 import os
 import select
-from _signal import SIG_DFL, SIGCHLD, SIGKILL
-from _signal import signal as set_signal  # the enum-wrapping signal.signal writes a page more
+import signal
+from _signal import signal as set_signal  # type: ignore[import-not-found]  # without the enums of signal.signal: those write pages
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -36,6 +36,7 @@ from tare.linux.constants import PR_SET_CHILD_SUBREAPER, PR_SET_NAME, PR_SET_PDE
 AT_REST = 3
 """Exit status of a worker whose state is written and that can be continued."""
 _NAME = b"tare-keeper"
+_SIG_DFL, _SIGCHLD, _SIGKILL = int(signal.SIG_DFL), int(signal.SIGCHLD), int(signal.SIGKILL)
 
 State = dict[str, Any]
 
@@ -43,7 +44,9 @@ State = dict[str, Any]
 class Holder:
     """What a worker knows of its holder: the descriptors that outlive it."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: bytes) -> None:
+        self.order = order
+        """What kind of keeper this is to be (``runtime.zygote``)."""
         self.pid = os.getpid()
         self.epoll = select.epoll()
         self._state_fd = os.memfd_create("state", os.MFD_CLOEXEC)
@@ -82,14 +85,14 @@ class Holder:
 
         Written for few steps, not for beauty: whatever runs here is paid for by every container.
         """
-        set_signal(SIGCHLD, SIG_DFL)
+        set_signal(_SIGCHLD, _SIG_DFL)
         os.setsid()
         libc.prctl_text(PR_SET_NAME, _NAME)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
         while True:
             worker = libc.clone_sharing_files()
             if worker == 0:
-                libc.prctl(PR_SET_PDEATHSIG, SIGKILL)
+                libc.prctl(PR_SET_PDEATHSIG, _SIGKILL)
                 if os.getppid() == self.pid:
                     work(self)
                 os._exit(70)

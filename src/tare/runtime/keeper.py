@@ -37,7 +37,7 @@ from tare.linux.cgroup.detect import Layout
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
 from tare.linux.netlink import Route
-from tare.runtime import init, messages
+from tare.runtime import init, messages, name_service
 from tare.runtime.children import Child
 from tare.runtime.context import SetupFailed, reason
 from tare.runtime.control import Connection, ControlSocket, listen
@@ -55,8 +55,8 @@ EXECS_REMEMBERED = 512
 TRIM_SECONDS = 0.2
 QUIET_SECONDS = 0.5
 """Without any event for so long, the worker rests. Woken again soon, it waits twice as long the next time."""
-MOST_QUIET_SECONDS = 30.0
-SOON = 20
+MOST_QUIET_SECONDS = 2.0
+SOON = 4
 """Times the quiet: rests shorter than that were not worth the fork."""
 TIDY_AFTER_EXECS = 32
 
@@ -281,9 +281,14 @@ class Keeper:
                         if bridge is None:
                             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), link.bridge)
                         master = bridge.index
+                    if link.kind != "veth":
+                        route.add_sub_link(link.kind, link.name, master, link.mode, ns_fd=ns_fd, mac=link.mac, mtu=link.mtu)
+                        continue
                     route.add_veth(
                         link.host_name, link.name, peer_ns_fd=ns_fd, master_index=master, peer_mac=link.mac, mtu=link.mtu, up=True
                     )
+            if self.plan.name_server:
+                name_service.serve(self.plan.name_server, self.id, ns_fd, pid)
         finally:
             os.close(ns_fd)
         self.child.go("network")
@@ -670,9 +675,7 @@ def write_file(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def serve(
-    request: Request, fds: list[int], layout: Layout | None, spare: SpareInit | None = None, holder: Holder | None = None
-) -> None:
+def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareInit | None = None, holder: Holder | None = None) -> None:
     """Be the keeper of one container, from its plan to its first rest or its end."""
     try:
         keeper = Keeper(str(request["id"]), request["keeper"], layout, holder)

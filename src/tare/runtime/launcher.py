@@ -33,12 +33,15 @@ from tare.linux.cgroup import favor
 from tare.linux.cgroup.detect import Layout, detect
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
-from tare.runtime import init, keeper, messages, plan
+from tare.runtime import init, keeper, messages, plan, zygote
 from tare.runtime.holder import Holder
 from tare.runtime.keeper import SpareInit
 from tare.runtime.steps import process as process_steps
+from tare.runtime.zygote import Zygote
 
 SPARE_PREFIX = "spare-"
+SPARE, PLAIN = b"S", b"P"
+"""Kinds of keepers to be ordered: with an init forked ahead, or without."""
 REFILL_AFTER_MS = 15
 """Idle time before the pool is refilled: a burst of starts is not slowed down by it."""
 
@@ -51,6 +54,7 @@ class Launcher:
         self.cgroup_parent = "/" + cgroup_parent.strip("/")
         self.wanted = spares
         self.spares: list[socket.socket] = []
+        self.zygote: Zygote | None = None
         self.layout: Layout | None
         try:
             self.layout = detect()
@@ -64,7 +68,7 @@ class Launcher:
         while True:
             short = len(self.spares) < self.wanted
             if short and not poller.poll(REFILL_AFTER_MS):
-                self._add_spare()
+                self.spares.append(self._order(SPARE))
                 continue
             try:
                 data, fds = messages.receive_bytes(self.sock)
@@ -87,39 +91,38 @@ class Launcher:
                 continue
             finally:
                 spare.close()
+        line = self._order(PLAIN)
         try:
-            pid = os.fork()
+            messages.send_bytes(line, data[1:], fds)
         except OSError as error:
             text = f"cannot fork a keeper: {error.strerror}"
             messages.send(socket.socket(fileno=os.dup(fds[0])), {"event": "failed", "message": text, "code": 128})
-            return
-        if pid == 0:
-            self._hold(lambda holder: self._work(holder, data[1:], fds))
+        finally:
+            line.close()
 
-    def _add_spare(self) -> None:
+    def _order(self, kind: bytes) -> socket.socket:
+        """The line of a new keeper."""
+        assert self.zygote is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            pid = os.fork()
-        except OSError:
-            self.wanted = 0
-            return
-        if pid == 0:
-            self._hold(lambda holder: self._work_as_spare(holder, theirs))
-        theirs.close()
-        self.spares.append(ours)
+        self.zygote.order(theirs.detach(), kind)
+        return ours
 
-    def _hold(self, work: Callable[[Holder], None]) -> NoReturn:
-        Holder().hold(work, self._go_on)
-
-    def _work(self, holder: Holder, data: bytes, fds: list[int]) -> None:
-        enter(holder.descriptors.union(fds))
+    def work(self, holder: Holder) -> None:
+        """What a keeper's first worker does."""
+        fd, kind = zygote.parse(holder.order)
+        process.close_all_but(holder.descriptors | {fd})
+        process.redirect_standard_descriptors()
+        line = socket.socket(fileno=fd)
+        if kind == SPARE:
+            wait_as_spare(line, self.layout, self.cgroup_parent, holder)
+        data, fds = messages.receive_bytes(line)
+        line.close()
+        if not data:
+            os._exit(0)
         run_keeper(data, fds, self.layout, None, holder)
 
-    def _work_as_spare(self, holder: Holder, sock: socket.socket) -> None:
-        enter(holder.descriptors | {sock.fileno()})
-        wait_as_spare(sock, self.layout, self.cgroup_parent, holder)
-
-    def _go_on(self, holder: Holder) -> None:
+    def go_on(self, holder: Holder) -> None:
+        """What every later worker does."""
         state = holder.load()
         guard(str(state["plan"]["run_dir"]), lambda: keeper.go_on(state, self.layout, holder))
 
@@ -141,12 +144,6 @@ class Launcher:
                     group.remove()
                 except OSError:
                     continue
-
-
-def enter(keep: set[int]) -> None:
-    """The first worker and its holder have nothing of the launcher's open, and no output."""
-    process.close_all_but(keep)
-    process.redirect_standard_descriptors()
 
 
 def run_keeper(data: bytes, fds: list[int], layout: Layout | None, spare: SpareInit | None, holder: Holder) -> None:
@@ -301,6 +298,7 @@ def main(arguments: dict[str, Any]) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
+    launcher.zygote = Zygote(launcher.work, launcher.go_on)
     try:
         messages.send(sock, {"ready": os.getpid()})
     except OSError:
