@@ -22,6 +22,10 @@ class Unauthorized(TareError):
     """Credentials are missing or were refused."""
 
 
+class MissingCredentials(Unauthorized):
+    """A registry wants credentials and the caller gave none."""
+
+
 class Forbidden(TareError):
     """The caller may not do this, whatever the credentials."""
 
@@ -48,6 +52,10 @@ class Unsupported(TareError):
 
 class Unavailable(TareError):
     """A peer (registry, keeper, launcher, daemon) cannot be reached or broke off."""
+
+
+class Upstream(Unavailable):
+    """A server that the engine asked on the caller's behalf (a registry) failed or cannot be reached."""
 
 
 class Corrupt(TareError):

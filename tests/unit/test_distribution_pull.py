@@ -16,7 +16,7 @@ from aiohttp import web
 from fake_registry import FakeRegistry, error, serving
 from image_builder import build_image, build_index, sha256, tar_of
 from tare.config import EngineConfig
-from tare.distribution import endpoints, remote, transfer
+from tare.distribution import endpoints, retry, transfer
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
 from tare.errors import Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError, Unauthorized, Unavailable, Unsupported
@@ -31,7 +31,7 @@ FILES = {"etc/": b"", "etc/hostname": b"tare\n", "data": bytes(range(256)) * 300
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "BACKOFF", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
 
 
 @pytest.fixture
@@ -110,8 +110,11 @@ async def test_second_pull_fetches_no_blob(registry: FakeRegistry, world: World)
     registry.requests.clear()
     told: list[str] = []
     await world.images.pull(f"{registry.address}/app", progress=lambda progress: told.append(progress.status))
-    assert not registry.asked("/blobs/")
-    assert "Already exists" in told and told[-1] == f"Status: Image is up to date for {registry.address}/app:latest"
+    assert [request[1] for request in registry.requests] == ["/v2/app/manifests/latest"]
+    assert told[1:] == [told[1], f"Status: Image is up to date for {registry.address}/app:latest"]
+    registry.add(build_image(FILES, config={"Cmd": ["other"]}), tag="other")
+    await world.images.pull(f"{registry.address}/app:other", progress=lambda progress: told.append(progress.status))
+    assert "Already exists" in told
 
 
 async def test_by_digest(registry: FakeRegistry, world: World) -> None:

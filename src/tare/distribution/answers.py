@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tare.errors import Forbidden, InvalidArgument, NotFound, ResourceExhausted, TareError, Unauthorized, Unavailable
+from tare.errors import Forbidden, InvalidArgument, NotFound, ResourceExhausted, TareError, Unauthorized, Upstream
 from tare.oci.reference import Reference
 
 BODY_LIMIT = 64 << 10
@@ -77,6 +77,19 @@ def translate(answer: Answer, reference: Reference) -> TareError:
     return _unexpected(answer, words)
 
 
+def translate_plain(answer: Answer, reference: Reference) -> TareError:
+    """The error to raise for a refused look at ``reference``: the registry's own words, as ``distribution inspect`` shows them."""
+    code, message = _first(answer)
+    words = f"{code.lower().replace('_', ' ')}: {message}" if code else message
+    if code in ("MANIFEST_UNKNOWN", "NAME_UNKNOWN") or (answer.status == 404 and not code):
+        return NotFound(words or "manifest unknown: manifest unknown")
+    if code == "DENIED" or answer.status == 403 or answer.insufficient_scope:
+        return Forbidden(words if code == "DENIED" else "denied: requested access to the resource is denied")
+    if answer.status == 401:
+        return Unauthorized(words if code else "unauthorized: authentication required")
+    return translate(answer, reference)
+
+
 def translate_push(answer: Answer) -> TareError:
     """The error to raise for a refused request of a push: the registry's own words, as Docker shows them."""
     code, message = _first(answer)
@@ -89,6 +102,17 @@ def translate_push(answer: Answer) -> TareError:
         return Unauthorized(words if code else "unauthorized: authentication required")
     if 400 <= answer.status < 500 and code:
         return NotFound(words) if answer.status == 404 else InvalidArgument(words)
+    return _unexpected(answer, words)
+
+
+def translate_login(answer: Answer) -> TareError:
+    """The error to raise when a token server refuses the user: in Docker's form ``unauthorized: incorrect username or password``."""
+    code, message = _first(answer)
+    words = f"{code.lower().replace('_', ' ')}: {message}" if code else message
+    if answer.status == 429 or code == "TOOMANYREQUESTS":
+        return ResourceExhausted(words or "toomanyrequests: too many requests")
+    if answer.status in (401, 403):
+        return Unauthorized(words if code else f"unauthorized: {words or 'authentication required'}")
     return _unexpected(answer, words)
 
 
@@ -114,7 +138,7 @@ def _unexpected(answer: Answer, words: str) -> TareError:
     text = f"received unexpected HTTP status: {status} ({answer.method} {answer.url})" + (f": {words}" if words else "")
     if answer.status == 400 or answer.status == 405:
         return Forbidden(text)
-    return Unavailable(text)
+    return Upstream(text)
 
 
 def _first(answer: Answer) -> tuple[str, str]:

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tare.errors import InvalidArgument
+from tare.oci.reference import DEFAULT_DOMAIN
 
 HEADER_LIMIT = 256 << 10
+_HUB_NAMES = frozenset({"", DEFAULT_DOMAIN, "index.docker.io", "registry-1.docker.io"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class Credentials:
 
     def __bool__(self) -> bool:
         return bool(self.username or self.identity_token or self.registry_token)
+
+    @property
+    def domain(self) -> str:
+        """The domain of the references that these are for, out of the server address in any of its historical spellings."""
+        host = self.server_address.partition("://")[2] or self.server_address
+        host = host.partition("/")[0].lower()
+        return DEFAULT_DOMAIN if host in _HUB_NAMES else host
 
     def basic(self) -> str:
         """The value of an ``Authorization`` header for the Basic scheme."""

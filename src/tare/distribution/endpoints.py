@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,6 +27,11 @@ class Endpoint:
     verify: bool = True
     """Whether the server's certificate must be valid."""
     mirror: bool = False
+    prefix: str = ""
+    """Path below which the registry's API is found, ``/mirror/hub``; usually none."""
+
+    path: str = field(default="", compare=False)
+    """What the repository is called there; empty: as everywhere."""
 
     @property
     def takes_credentials(self) -> bool:
@@ -49,7 +54,7 @@ class RegistryPolicy:
         for mirror in self.mirrors:
             _mirror_endpoint(mirror, False)
 
-    def endpoints(self, domain: str) -> tuple[Endpoint, ...]:
+    def endpoints(self, domain: str, path: str = "") -> tuple[Endpoint, ...]:
         """Where to look for repositories of ``domain``, best first."""
         if domain != DEFAULT_DOMAIN:
             return (self._endpoint(domain),)

@@ -22,8 +22,10 @@ class Progress:
         """The message as Docker streams it (``JSONMessage``)."""
         message: dict[str, Any] = {"status": self.status}
         if self.current is not None:
-            detail = {"current": self.current} | ({"total": self.total} if self.total else {})
-            message |= {"progressDetail": detail, "progress": _bar(self.current, self.total or 0)}
+            counts = {"current": self.current, "total": self.total or 0}
+            message |= {"progressDetail": {name: count for name, count in counts.items() if count}}
+            if text := _bar(self.current, self.total or 0):
+                message["progress"] = text
         elif self.id and not self.status.startswith("Pulling from"):
             message["progressDetail"] = {}
         if self.id:
@@ -49,12 +51,10 @@ def human_size(count: float) -> str:
 
 
 def _bar(current: int, total: int) -> str:
-    if total <= 0:
-        return human_size(current)
-    filled = min(_BAR, current * _BAR // total)
-    bar = "=" * filled + (">" + " " * (_BAR - filled - 1) if filled < _BAR else "")
-    if not filled:
-        bar = ">" + " " * (_BAR - 1)
-    if filled == _BAR:
-        bar = "=" * (_BAR - 1) + ">"
-    return f"[{bar}]  {human_size(current)}/{human_size(total)}"
+    """Docker's bar for a wide terminal, which its API sends along: ``[====>    ]  1.2MB/3.4MB``."""
+    if current <= 0 and total <= 0:
+        return ""
+    if total <= 0 or current > total:
+        return f"{human_size(current):>8}"
+    filled = current * _BAR // total
+    return f"[{'=' * filled}>{' ' * (_BAR - filled)}] {human_size(current):>8}/{human_size(total)}"

@@ -72,11 +72,13 @@ class Push:
         sources: Sequence[str],
         report: Report,
     ) -> Push:
-        """Get ready; ``sources`` are the repositories that blobs may be mounted from. Sends nothing yet."""
+        """Get ready; ``sources`` are the repositories that blobs may be mounted from. Raises when the registry cannot be reached."""
         transport = await registry.transport()
         from tare.distribution.upload import Uploader
 
-        return cls(Uploader(transport, registry.policy, reference, credentials or Credentials(), sources), content, report)
+        uploader = Uploader(transport, registry.policy, reference, credentials or Credentials(), sources)
+        await uploader.connect()
+        return cls(uploader, content, report)
 
     async def layers(self, layers: Sequence[LayerToPush]) -> dict[Digest, Descriptor]:
         """Make all layers (bottom first) available in the repository; returns the blob that each is there."""

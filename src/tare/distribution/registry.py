@@ -26,6 +26,7 @@ from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.sharing import SharedTasks
 from tare.distribution.transfer import STAGES, LayerTransfer
 from tare.errors import Corrupt, NotFound, TareError, Unsupported
+from tare.oci import media_types
 from tare.oci.digest import Digest
 from tare.oci.image import (
     CONFIG_LIMIT,
@@ -52,6 +53,16 @@ _USER_AGENT = "tare/0.1 (linux)"
 
 Pin = Callable[[Iterable[Digest]], Awaitable[None]]
 """Told the digests (blobs and diff_ids) that a pull is about to rely on, before it looks whether they are there."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What a reference names in its registry: descriptor, and the platforms that it is there for."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    platforms: tuple[Platform, ...]
 
 
 @dataclass(frozen=True)
@@ -110,15 +121,19 @@ class Registry:
         credentials: Credentials | None = None,
         report: Report = silent,
         pin: Pin | None = None,
+        known: Callable[[Digest], bool] = lambda image_id: False,
     ) -> Pulled:
-        """Make the image available. ``platform`` defaults to this machine's; a given one must match."""
+        """Make the image available. ``platform`` defaults to this machine's; a given one must match.
+
+        Nothing is told of the layers of an image that is ``known`` already (only missing ones are fetched again), as with dockerd.
+        """
         reference = reference.with_default_tag()
         pin = pin or _pin_nothing
         repository = await self.repository(reference, credentials)
         found = await self._documents(repository, platform, pin)
         await pin([*found.diff_ids, *(layer.digest for layer in found.manifest.layers)])
         with self._workers():
-            await self._layers_of(repository, found, report)
+            await self._layers_of(repository, found, report, quiet=known(found.image_id))
         return found
 
     @contextmanager
@@ -139,6 +154,39 @@ class Registry:
         from tare.distribution.remote import Repository
 
         return Repository(transport, self.policy, reference, credentials or Credentials())
+
+    async def inspect(self, reference: Reference, credentials: Credentials | None = None) -> Inspected:
+        """Look at a reference in its registry without pulling it; artifacts have no platforms."""
+        reference = reference.with_default_tag()
+        transport = await self.transport()
+        from tare.distribution.answers import translate_plain
+        from tare.distribution.remote import Repository
+
+        repository = Repository(transport, self.policy, reference, credentials or Credentials(), translate_plain)
+        target: str = reference.digest or reference.tag or ""
+        fetched = await repository.manifest(target)
+        document = parse_manifest(fetched.raw, fetched.media_type)
+        platforms: list[Platform] = []
+        if isinstance(document, Index):
+            platforms = [entry.platform.platform() for entry in document.manifests if entry.platform]
+        elif document.config.media_type in media_types.CONFIGS:
+            platforms = [parse_config(await _fetch_small(repository, document.config)).platform()]
+        return Inspected(document.media_type, fetched.digest, len(fetched.raw), tuple(platforms))
+
+    async def tags(self, reference: Reference, credentials: Credentials | None = None) -> list[str]:
+        """All tags of a repository."""
+        return await (await self.repository(reference, credentials)).tags()
+
+    async def login(self, credentials: Credentials) -> str:
+        """Prove credentials at the registry that they name (Docker Hub when they name none); returns its identity token, if it gives one.
+
+        Raises ``Unauthorized`` and what keeps us from asking.
+        """
+        transport = await self.transport()
+        from tare.distribution.access import Access
+
+        endpoint = self.policy.endpoints(credentials.domain)[-1]
+        return await Access(transport, endpoint, credentials, lambda challenge: "").login()
 
     async def transport(self) -> Transport:
         """The connections that all transfers share; the first call loads the HTTP client."""
@@ -196,12 +244,13 @@ class Registry:
         if not self._content.has(digest):
             await asyncio.to_thread(self._content.put, raw, digest)
 
-    async def _layers_of(self, repository: Repository, found: Pulled, report: Report) -> None:
+    async def _layers_of(self, repository: Repository, found: Pulled, report: Report, quiet: bool) -> None:
         """Bring in all layers that are not here yet. The first failure cancels the others."""
         missing: dict[Digest, Descriptor] = {}
         for descriptor, diff_id in zip(found.manifest.layers, found.diff_ids, strict=True):
             if self._layers.has(diff_id):
-                report(Progress("Already exists", descriptor.digest.short))
+                if not quiet:
+                    report(Progress("Already exists", descriptor.digest.short))
             elif diff_id not in missing:
                 missing[diff_id] = descriptor
                 report(Progress("Pulling fs layer", descriptor.digest.short))
@@ -258,7 +307,7 @@ async def _all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 async def _fetch_small(repository: Repository, descriptor: Descriptor) -> bytes:
     """A whole blob in memory, verified."""
-    from tare.distribution.remote import retrying
+    from tare.distribution.retry import retrying
 
     if descriptor.size > CONFIG_LIMIT:
         raise Corrupt(f"image config {descriptor.digest} has {descriptor.size} bytes, more than {CONFIG_LIMIT}")

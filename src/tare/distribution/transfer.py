@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tare.distribution.channel import Broken, Channel
 from tare.distribution.decompress import decompress
 from tare.distribution.progress import Progress, Report
-from tare.errors import Corrupt, ResourceExhausted, TareError, Unavailable
+from tare.errors import Corrupt, ResourceExhausted, TareError, Unavailable, Upstream
 from tare.oci.digest import Digest
 from tare.oci.image import Descriptor
 from tare.store.content import ContentStore, Ingest
@@ -80,7 +80,6 @@ class LayerTransfer:
 
     async def run(self, repository: Repository) -> None:
         """Bring the layer in. On return blob and layer are complete and durable."""
-        self._say("Downloading", 0)
         try:
             if self._content.has(self._descriptor.digest):
                 await self._from_content()
@@ -183,7 +182,7 @@ class LayerTransfer:
 
     async def _download(self, repository: Repository, offset: int) -> None:
         """Download from ``offset`` to the end, through as many connections as it takes."""
-        from tare.distribution.remote import PATIENCE, backoff
+        from tare.distribution.retry import PATIENCE, backoff
 
         size, failed = self._descriptor.size, 0
         while offset < size:
@@ -198,7 +197,7 @@ class LayerTransfer:
                             offset += len(fresh)
                             await self._put(fresh, offset)
                 if offset < size:
-                    raise Unavailable(f"blob {self._descriptor.digest}: broke off at byte {offset} of {size}")
+                    raise Upstream(f"blob {self._descriptor.digest}: broke off at byte {offset} of {size}")
             except (Unavailable, ResourceExhausted) as error:
                 failed = 1 if offset > before else failed + 1
                 wait = getattr(error, "wait", 0.0)

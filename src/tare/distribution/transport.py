@@ -21,7 +21,8 @@ from aiohttp import hdrs
 from yarl import URL
 
 from tare.distribution.endpoints import RegistryPolicy, proxy_for
-from tare.errors import Unavailable
+from tare.distribution.memory import Memory
+from tare.errors import Upstream
 
 REDIRECT_LIMIT = 5
 READ_BUFFER = 1 << 20
@@ -35,8 +36,12 @@ SLOW_ANSWER = 300.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-class Unreachable(Unavailable):
+class Unreachable(Upstream):
     """No answer came: the host was not reached, or the connection broke."""
+
+
+class Transient(Upstream):
+    """The registry failed in a way that may pass."""
 
 
 class PlainHttp(Unreachable):
@@ -48,6 +53,7 @@ class Transport:
 
     def __init__(self, policy: RegistryPolicy, user_agent: str) -> None:
         self._policy = policy
+        self.memory = Memory()
         self._contexts: dict[bool, ssl.SSLContext] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, limit_per_host=0),
@@ -86,7 +92,7 @@ class Transport:
                 form = None
                 verify = not self._policy.is_insecure(urlsplit(target).netloc)
             url = target
-        raise Unavailable(f'{_verb(method)} "{url}": stopped after {REDIRECT_LIMIT} redirects')
+        raise Upstream(f'{_verb(method)} "{url}": stopped after {REDIRECT_LIMIT} redirects')
 
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | AsyncIterator[bytes], *, verify: bool = True
@@ -189,7 +195,7 @@ def _redirect(method: str, url: str, location: str) -> str:
     target = urljoin(url, location)
     scheme = urlsplit(target).scheme
     if scheme not in ("http", "https") or (scheme == "http" and urlsplit(url).scheme == "https"):
-        raise Unavailable(f'{_verb(method)} "{url}": refused redirect to {target}')
+        raise Upstream(f'{_verb(method)} "{url}": refused redirect to {target}')
     return target
 
 

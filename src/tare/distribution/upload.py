@@ -21,9 +21,10 @@ import aiohttp
 from tare.distribution.answers import Answer, translate_push
 from tare.distribution.auth import Challenge, Credentials
 from tare.distribution.endpoints import RegistryPolicy
-from tare.distribution.remote import Host, Transient, retrying
-from tare.distribution.transport import SLOW_ANSWER, Transport, Unreachable
-from tare.errors import TareError, Unauthorized, Unavailable
+from tare.distribution.remote import Host
+from tare.distribution.retry import retrying
+from tare.distribution.transport import SLOW_ANSWER, Transient, Transport, Unreachable
+from tare.errors import TareError, Unauthorized, Unavailable, Upstream
 from tare.oci.digest import Digest
 from tare.oci.reference import Reference
 
@@ -37,9 +38,13 @@ class Uploader(Host):
     def __init__(
         self, transport: Transport, policy: RegistryPolicy, reference: Reference, credentials: Credentials, sources: Sequence[str] = ()
     ) -> None:
-        super().__init__(transport, policy.endpoints(reference.domain)[-1], reference, credentials)
+        super().__init__(transport, policy.endpoints(reference.domain, reference.path)[-1], reference, credentials)
         self._sources = sources
         """Repositories of the same registry that blobs may be mounted from."""
+
+    async def connect(self) -> None:
+        """See whether the registry is there."""
+        await self._access.connect()
 
     async def has_blob(self, digest: Digest) -> bool:
         """Whether the repository has the blob."""
@@ -81,7 +86,7 @@ class Uploader(Host):
         """Store a manifest under a tag or its digest."""
 
         async def attempt() -> None:
-            response = await self._request("PUT", f"manifests/{target}", raw, {"Content-Type": media_type})
+            response = await self._request("PUT", f"manifests/{target}", {"Content-Type": media_type}, raw)
             if response.status not in (200, 201, 202):
                 raise await self._refusal("PUT", str(response.url), response)
             response.release()
@@ -92,18 +97,18 @@ class Uploader(Host):
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         for last in (False, True):
             own = urlsplit(url).netloc == self._endpoint.host
-            used = self._authorization
-            response = await self._put(url, headers | (self._authorized() if own else {}), body, own)
+            used = self._access.authorization
+            response = await self._put(url, headers | (self._access.headers() if own else {}), body)
             if response.status == 401 and own and not last:
                 # The token ran out while earlier blobs were on their way.
-                await self._renew(url, used, response)
+                await self._access.refused("PUT", url, used, response)
                 continue
             if response.status not in (200, 201, 204):
                 raise await self._refusal("PUT", url, response)
             response.release()
             return
 
-    async def _put(self, url: str, headers: dict[str, str], body: Body, own: bool) -> aiohttp.ClientResponse:
+    async def _put(self, url: str, headers: dict[str, str], body: Body) -> aiohttp.ClientResponse:
         """One request with a streamed body, given up when the registry takes nothing for a long time."""
         loop = asyncio.get_running_loop()
         try:
@@ -114,46 +119,18 @@ class Uploader(Host):
                         deadline.reschedule(loop.time() + SLOW_ANSWER)
                         yield chunk
 
-                return await self._transport.send("PUT", url, headers, watched(), verify=self._endpoint.verify or not own)
+                return await self._transport.send("PUT", url, headers, watched(), verify=self._access.verify(url))
         except TimeoutError:
             raise Transient(f'Put "{url}": timed out: the registry took no data for {SLOW_ANSWER:.0f} seconds') from None
         except Unreachable as error:
             raise Transient(str(error)) from None
-
-    async def _request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> aiohttp.ClientResponse:
-        """One request below the repository, with authorisation; any status but 401 is the caller's."""
-        await self._connect()
-        url = f"{self._base}/v2/{self._reference.path}/{path}"
-        for last in (False, True):
-            used = self._authorization
-            sent = {**(headers or {}), **self._authorized()}
-            try:
-                if body is None:
-                    response = await self._open(method, url, sent)
-                else:
-                    response = await self._transport.send(method, url, sent, body, verify=self._endpoint.verify)
-            except Unreachable as error:  # the host answered a moment ago
-                raise Transient(str(error)) from None
-            if response.status != 401:
-                return response
-            if last:
-                break
-            await self._renew(url, used, response)
-        raise await self._refusal(method, url, response)
-
-    async def _renew(self, url: str, used: str, response: aiohttp.ClientResponse) -> None:
-        self._challenged(response)
-        response.close()
-        await self._authorize(url, used)
 
     async def _cancel(self, url: str) -> None:
         """Give up an upload that was opened in vain; a registry that does not care is left alone."""
         if urlsplit(url).netloc != self._endpoint.host:
             return
         try:
-            (await self._open("DELETE", url, self._authorized())).release()
+            (await self._transport.open("DELETE", url, self._access.headers(), verify=self._endpoint.verify)).release()
         except Unavailable:
             pass
 
@@ -161,15 +138,15 @@ class Uploader(Host):
         url = urljoin(asked, location)
         here, there = urlsplit(asked), urlsplit(url)
         if there.scheme not in ("http", "https") or "@" in there.netloc:
-            raise Unavailable(f'Post "{asked}": refused upload location {location!r}')
+            raise Upstream(f'Post "{asked}": refused upload location {location!r}')
         if here.scheme == "https" and there.scheme == "http":
             if here.netloc != there.netloc:
-                raise Unavailable(f'Post "{asked}": refused upload location {url}: it is not reached through TLS')
+                raise Upstream(f'Post "{asked}": refused upload location {url}: it is not reached through TLS')
             url = "https" + url[4:]  # a registry behind a TLS proxy that does not know of it
         return f"{url}{'&' if there.query else '?'}{urlencode({'digest': digest})}"
 
     def _scope(self, challenge: Challenge) -> str:
-        scopes = [*challenge.parameters.get("scope", "").split(), f"repository:{self._reference.path}:pull,push"]
+        scopes = [*challenge.parameters.get("scope", "").split(), f"repository:{self._path}:pull,push"]
         scopes += [f"repository:{source}:pull" for source in self._sources]
         return " ".join(dict.fromkeys(scopes))
 

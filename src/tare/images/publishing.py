@@ -22,7 +22,7 @@ from tare.distribution.progress import Progress, Report
 from tare.distribution.push import LayerToPush, Push
 from tare.distribution.registry import Registry
 from tare.distribution.sharing import SharedTasks
-from tare.errors import InvalidArgument, NotFound
+from tare.errors import InvalidArgument, MissingCredentials, NotFound
 from tare.events import EventBus
 from tare.images.garbage import Garbage, Pins
 from tare.images.image import ImageRecord
@@ -112,9 +112,12 @@ class Publisher:
             for source in blobs.sources(layer.digest, reference)
         }
         push = await Push.open(self._registry, self._content, reference, credentials, sorted(sources), report)
-        for target, image_id in images.items():
-            async with self._garbage.pins() as pins:
-                await self._push(push, target, image_id, blobs, pins)
+        try:
+            for target, image_id in images.items():
+                async with self._garbage.pins() as pins:
+                    await self._push(push, target, image_id, blobs, pins)
+        except MissingCredentials:
+            raise MissingCredentials("no basic auth credentials") from None
 
     def _wanted(self, reference: Reference) -> dict[Reference, str]:
         """Image ids by tagged reference."""

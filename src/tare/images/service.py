@@ -9,9 +9,10 @@ Everything here runs on the engine's event loop; the metadata is microseconds aw
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -28,6 +29,7 @@ from tare.events import EventBus
 from tare.images.archive_load import Loader
 from tare.images.archive_save import Saved, Saver
 from tare.images.changes import apply_changes
+from tare.images.committing import Step, child_config, store_layer
 from tare.images.filters import select
 from tare.images.garbage import Freed, Garbage
 from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch
@@ -157,12 +159,35 @@ class Images:
         key = (wanted, target, credentials)
         return await self._pulls.run(key, lambda report: self._pull(wanted, target, credentials, report), progress)
 
+    async def pull_all(
+        self,
+        repository: Reference,
+        platform: str | Platform | None = None,
+        credentials: Credentials | None = None,
+        progress: Report = silent,
+    ) -> builtins.list[Image]:
+        """Pull every tag of ``repository``, one after the other."""
+        fresh, found = False, []
+
+        def tell(message: Progress) -> None:
+            nonlocal fresh
+            if message.status.startswith("Status: "):
+                fresh = fresh or message.status.startswith("Status: Downloaded")
+            else:
+                progress(message)
+
+        for tag in await self.registry.tags(repository, credentials):
+            found.append(await self.pull(repository.with_tag(tag), platform, credentials, tell))
+        outcome = "Downloaded newer image for" if fresh else "Image is up to date for"
+        progress(Progress(f"Status: {outcome} {repository.familiar_name}"))
+        return found
+
     async def _pull(self, reference: Reference, platform: Platform | None, credentials: Credentials | None, report: Report) -> Image:
         before = self._names.find(reference)
         report(Progress(f"Pulling from {reference.path}", reference.digest or reference.tag or ""))
         async with self._garbage.pins() as pin:
             try:
-                pulled = await self.registry.pull(reference, platform, credentials, report, pin.add)
+                pulled = await self.registry.pull(reference, platform, credentials, report, pin.add, self._known)
             except (Corrupt, InvalidArgument, NotFound, Unsupported):
                 # Asking again will not help: keep nothing. After a network failure what is complete waits for the next try.
                 await pin.drop()
@@ -175,6 +200,9 @@ class Images:
         report(Progress(f"Status: {fresh} {name}"))
         self._publish("pull", name, reference.familiar_name, image.labels)
         return image
+
+    def _known(self, image_id: Digest) -> bool:
+        return self._record(image_id) is not None
 
     def _record_pulled(self, pulled: Pulled) -> None:
         image_id = str(pulled.image_id)
@@ -250,6 +278,32 @@ class Images:
                 if name is not None:
                     self._names.set(name.with_default_tag(), str(image_id))
         return self._image(str(image_id))
+
+    async def commit(
+        self,
+        changes: Callable[[], Iterator[bytes]],
+        confirm: Callable[[], None],
+        container: ContainerConfig,
+        *,
+        parent: str,
+        below: Sequence[Digest],
+        created_by: str = "",
+        author: str = "",
+        comment: str = "",
+        name: Reference | None = None,
+    ) -> Image:
+        """A child of the image ``parent``: over the layers ``below`` one more, whose tar ``changes`` gives (read in a worker thread).
+
+        ``confirm`` is asked, and may raise, when the tar has been read: was it whole? An empty tar adds no layer.
+        """
+        record = self._record(parent)
+        base = self._config(parent) if record else _bare_config(below)
+        async with self._garbage.pins() as pin:
+            layer = await asyncio.to_thread(lambda: store_layer(self._layers, changes()))
+            await pin.add([layer.diff_id])
+            confirm()
+            step = Step(_now(), created_by, author, comment)
+            return await self.create_from_layers(child_config(base, layer, container, step), name, parent if record else "")
 
     # --- archives
 
@@ -455,6 +509,14 @@ def _target(repository: str, tag: str) -> Reference:
     if reference.familiar_name == "sha256":
         raise InvalidArgument("refusing to create an ambiguous tag using digest algorithm as name")
     return reference.with_tag(tag) if tag else reference.with_default_tag()
+
+
+def _bare_config(diff_ids: Sequence[Digest]) -> ImageConfig:
+    """What is left of an image whose record is gone while a container still has its layers."""
+    machine = host()
+    return ImageConfig(
+        architecture=machine.architecture, os=machine.os, variant=machine.variant or None, rootfs=RootFS(list(diff_ids)), history=[]
+    )
 
 
 def _platform(platform: str | Platform | None) -> Platform | None:

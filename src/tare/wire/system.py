@@ -66,7 +66,3 @@ class AuthConfig(msgspec.Struct, rename="lower", kw_only=True):
     identitytoken: str = ""
     registrytoken: str = ""
 
-
-class AuthAnswer(_Wire, kw_only=True):
-    status: str
-    identity_token: str = ""

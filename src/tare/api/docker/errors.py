@@ -19,6 +19,7 @@ log = logging.getLogger("tare.api")
 
 STATUSES: tuple[tuple[type[errors.TareError], int], ...] = (
     (errors.InvalidArgument, 400),
+    (errors.MissingCredentials, 500),  # dockerd: "no basic auth credentials"
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
@@ -26,6 +27,7 @@ STATUSES: tuple[tuple[type[errors.TareError], int], ...] = (
     (errors.NotModified, 304),
     (errors.ResourceExhausted, 500),  # dockerd: "no space left on device", "no available IPv4 addresses"
     (errors.Unsupported, 501),
+    (errors.Upstream, 500),
     (errors.Unavailable, 503),
     (errors.Corrupt, 500),
 )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tare.api.docker.params import boolean, json_response, read_filters
+from tare.api.docker.progress import ProgressFeed, follow
+from tare.api.docker.registries import RegistryHandlers
 from tare.api.docker.streams import JsonStream
 from tare.api.docker.versions import ApiVersion
-from tare.distribution.auth import Credentials
-from tare.distribution.progress import Progress
 from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import Request, Response
 from tare.oci.image import PlatformEntry
@@ -24,42 +24,7 @@ if TYPE_CHECKING:
     from tare.engine import Engine
     from tare.images.image import Image
 
-FLUSH_SECONDS = 0.1
-"""Progress is told at most this often: a fast download must not spend its time on talking about itself."""
 NEVER = "0001-01-01T00:00:00Z"
-
-
-class ProgressFeed:
-    """What a pull reports, waiting for a client that may be slow: of one layer only the newest count is kept, so the feed stays bounded."""
-
-    def __init__(self) -> None:
-        self._waiting: list[dict[str, Any]] = []
-        self._counts: dict[tuple[str, str], int] = {}
-        self._wake = asyncio.Event()
-        self.substantial = False
-        """Something was said beyond what is about to be tried; before that a failure can still become an HTTP status."""
-
-    def report(self, progress: Progress) -> None:
-        document = progress.document()
-        key = (progress.id, progress.status)
-        if progress.current is not None and key in self._counts:
-            self._waiting[self._counts[key]] = document
-        else:
-            if progress.current is not None:
-                self._counts[key] = len(self._waiting)
-            self._waiting.append(document)
-        if not progress.status.startswith("Pulling from"):
-            self.substantial = True
-            self._wake.set()
-
-    def take(self) -> list[dict[str, Any]]:
-        taken, self._waiting = self._waiting, []
-        self._counts.clear()
-        self._wake.clear()
-        return taken
-
-    async def news(self) -> None:
-        await self._wake.wait()
 
 
 class ImageHandlers:
@@ -68,28 +33,18 @@ class ImageHandlers:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._images = engine.images
+        self._registries = RegistryHandlers(engine)
 
     # -- pull and import
 
     async def create(self, request: Request) -> None:
         query = request.query
         if query.get("fromImage"):
-            await self._pull(request)
+            await self._registries.pull(request)
         elif query.get("fromSrc"):
             await self._import(request)
         else:
             raise InvalidArgument("one of fromImage (to pull) and fromSrc (to import) must be given")
-
-    async def _pull(self, request: Request) -> None:
-        query = request.query
-        name, tag = query["fromImage"], query.get("tag", "")
-        if tag:
-            name += f"@{tag}" if ":" in tag else f":{tag}"
-        credentials = Credentials.decode(request.headers.get("x-registry-auth", ""))
-        await request.read()
-        feed = ProgressFeed()
-        work = asyncio.create_task(self._images.pull(name, query.get("platform") or None, credentials or None, feed.report))
-        await _follow(request, work, feed)
 
     async def _import(self, request: Request) -> None:
         query = request.query
@@ -168,7 +123,7 @@ class ImageHandlers:
         try:
             feed = ProgressFeed()
             work = self._images.loader.load(archive, platform, boolean(request, "quiet"), feed.report)
-            await _follow(request, asyncio.create_task(work), feed)
+            await follow(request, asyncio.create_task(work), feed)
         finally:
             archive.close()
 
@@ -187,20 +142,6 @@ class ImageHandlers:
             async for chunk in chunks:
                 await stream.write(chunk)
 
-    # -- to a registry
-
-    async def push(self, request: Request) -> None:
-        credentials = Credentials.decode(request.headers.get("x-registry-auth", ""))
-        await request.read()
-        feed = ProgressFeed()
-        work = asyncio.create_task(
-            self._images.publisher.push(request.params["name"], request.query.get("tag", ""), credentials or None, feed.report)
-        )
-        await _follow(request, work, feed)
-
-    async def distribution(self, request: Request) -> Response:
-        raise Unsupported("looking at an image in its registry (distribution inspect) is not part of this release")
-
 
 def _platform(request: Request) -> Platform | None:
     """The ``platform`` parameter of load and save: a JSON object (API 1.48), or text as elsewhere."""
@@ -213,44 +154,6 @@ def _platform(request: Request) -> Platform | None:
         return msgspec.json.decode(text, type=PlatformEntry).platform()
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidArgument(f"invalid platform: {error}") from None
-
-
-async def _follow(request: Request, work: asyncio.Task[Any], feed: ProgressFeed) -> None:
-    """Stream what ``work`` reports. A failure before the first report is an HTTP status, after it the last line of the stream.
-
-    A client that goes away ends its own interest; the service decides whether the transfer goes on for others.
-    """
-    try:
-        async with request.until_disconnected():
-            await _first(work, feed)
-            if work.done() and work.exception() is not None and not feed.substantial:
-                await work
-            stream = await JsonStream.open(request)
-            while not work.done():
-                for document in feed.take():
-                    await stream.send(document)
-                await asyncio.wait({work}, timeout=FLUSH_SECONDS)
-            for document in feed.take():
-                await stream.send(document)
-            error = work.exception()
-            if error is not None:
-                await stream.fail(error, request.id)
-    finally:
-        if not work.done():
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
-        elif not work.cancelled():
-            work.exception()  # seen, whether or not somebody was left to be told
-
-
-async def _first(work: asyncio.Task[Any], feed: ProgressFeed) -> None:
-    """Wait until the work has ended or has said something."""
-    news = asyncio.create_task(feed.news())
-    try:
-        await asyncio.wait({work, news}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        news.cancel()
 
 
 def _tags(image: Image, version: ApiVersion) -> tuple[list[str], list[str]]:

@@ -1,0 +1,83 @@
+"""What needs a registry: ``/auth``, ``/distribution``, pull (``/images/create``) and push.
+
+Credentials come with the request (``X-Registry-Auth``) and are forgotten with it; as with dockerd, a header that cannot be
+read counts as none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tare.api.docker.params import json_body, json_response
+from tare.api.docker.progress import ProgressFeed, follow
+from tare.distribution.auth import Credentials
+from tare.errors import InvalidArgument
+from tare.http.message import Request, Response
+from tare.oci.platform import Platform
+from tare.oci.reference import Reference
+from tare.wire import system as wire
+
+if TYPE_CHECKING:
+    from tare.engine import Engine
+
+log = logging.getLogger("tare.api")
+
+
+class RegistryHandlers:
+    """Handlers of the endpoints that talk to registries."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._images = engine.images
+
+    async def auth(self, request: Request) -> Response:
+        """Prove credentials at their registry. dockerd answers 500 for a refused password, 401 when a token server refuses it."""
+        given = await json_body(request, wire.AuthConfig, optional=True)
+        token = await self._images.registry.login(
+            Credentials(given.username, given.password, given.identitytoken, given.registrytoken, given.serveraddress)
+        )
+        return json_response({"IdentityToken": token, "Status": "Login Succeeded"})
+
+    async def distribution(self, request: Request) -> Response:
+        """Descriptor and platforms of an image in its registry."""
+        reference = Reference.parse(request.params["name"])
+        found = await self._images.registry.inspect(reference, _credentials(request))
+        platforms = [_platform(platform) for platform in found.platforms]
+        descriptor = {"mediaType": found.media_type, "digest": str(found.digest), "size": found.size}
+        return json_response({"Descriptor": descriptor, "Platforms": platforms})
+
+    async def pull(self, request: Request) -> None:
+        query = request.query
+        name, tag, platform = query["fromImage"], query.get("tag", ""), query.get("platform") or None
+        reference = Reference.parse(f"{name}@{tag}" if ":" in tag else f"{name}:{tag}" if tag else name)
+        credentials = _credentials(request)
+        await request.read()
+        feed = ProgressFeed()
+        if reference.is_name_only:
+            every = asyncio.create_task(self._images.pull_all(reference, platform, credentials, feed.report))
+            await follow(request, every, feed)
+        else:
+            one = asyncio.create_task(self._images.pull(reference, platform, credentials, feed.report))
+            await follow(request, one, feed)
+
+    async def push(self, request: Request) -> None:
+        credentials = _credentials(request)
+        await request.read()
+        feed = ProgressFeed()
+        name, tag = request.params["name"], request.query.get("tag", "")
+        work = asyncio.create_task(self._images.publisher.push(name, tag, credentials, feed.report))
+        await follow(request, work, feed)
+
+
+def _credentials(request: Request) -> Credentials | None:
+    try:
+        return Credentials.decode(request.headers.get("x-registry-auth", "")) or None
+    except InvalidArgument as error:
+        log.warning("request %s: %s: going on without credentials", request.id, error)
+        return None
+
+
+def _platform(platform: Platform) -> dict[str, str]:
+    found = {"architecture": platform.architecture, "os": platform.os}
+    return found | ({"variant": platform.variant} if platform.variant else {})
