@@ -54,9 +54,7 @@ def _stdio(stdio: Stdio) -> StdioPlan:
 
 
 def _exit(record: Mapping[str, Any]) -> Exit:
-    return Exit(
-        int(record["code"]), int(record["finished_at"]), bool(record.get("oom_killed", False)), str(record.get("error", ""))
-    )
+    return Exit(int(record["code"]), int(record["finished_at"]), bool(record.get("oom_killed", False)), str(record.get("error", "")))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -357,9 +355,20 @@ class RuntimeDriver:
             cgroup=self.cgroup_path(launch) if self._layout is not None else "",
             v1_hierarchies=v1_hierarchies(self._layout),
             links=tuple(
-                lowering.Link(link.host_name, link.bridge, link.name, link.mac, link.mtu, tuple(link.addresses), tuple(link.gateways))
+                lowering.Link(
+                    link.host_name,
+                    link.bridge,
+                    link.name,
+                    link.mac,
+                    link.mtu,
+                    tuple(link.addresses),
+                    tuple(link.gateways),
+                    link.kind,
+                    link.mode,
+                )
                 for link in launch.links
             ),
+            name_server=str(launch.name_server) if launch.name_server else "",
             user=launch.user,
             additional_groups=tuple(launch.additional_groups),
             init=str(launch.init) if launch.init else "",

@@ -49,7 +49,8 @@ Rootfs = OverlayRoot | DirectoryRoot
 
 @dataclass(frozen=True)
 class VethLink:
-    """One veth pair between a host bridge and the task's own network namespace, made while the task starts."""
+    """One link of the task's own network namespace, made while the task starts: a veth pair with a host bridge, or a ``macvlan`` or ``ipvlan``
+    (``kind``, ``mode``) on the parent link ``bridge``."""
 
     host_name: str
     bridge: str
@@ -60,6 +61,8 @@ class VethLink:
     gateways: tuple[str, ...] = ()
     """Default gateways, at most one per family."""
     mtu: int = 1500
+    kind: str = "veth"
+    mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Launch:
     additional_groups: tuple[str, ...] = ()
     """``--group-add``: names or numbers, looked up in the root's own group file."""
     links: tuple[VethLink, ...] = ()
+    name_server: Path | None = None
+    """Socket of the name server that is to answer in the task's network namespace."""
     attachments: Sequence[Attachment] = ()
     init: Path | None = None
     """Host path of a static init (``--init``), or None."""

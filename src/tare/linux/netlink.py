@@ -68,6 +68,10 @@ IFLA_BRPORT_MODE = 4
 IFLA_BR_STP_STATE = 5
 IFLA_BR_VLAN_FILTERING = 7
 VETH_INFO_PEER = 1
+IFLA_MACVLAN_MODE = 1
+IFLA_IPVLAN_MODE = 1
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
@@ -335,6 +339,17 @@ class Route:
             payload += nl.attribute_u32(IFLA_MASTER, master_index)
         data = nl.nested(IFLA_INFO_DATA, nl.attribute(VETH_INFO_PEER, peer))
         payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, "veth"), data)
+        self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
+
+    def add_sub_link(self, kind: str, name: str, parent_index: int, mode: str, *, ns_fd: int, mac: str = "", mtu: int = 0) -> None:
+        """Create a ``macvlan`` or ``ipvlan`` link on a parent, at once in the network namespace ``ns_fd``."""
+        if kind == "macvlan":
+            data = nl.attribute_u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[mode])
+        else:
+            data = nl.attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[mode]))
+        payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + _shape(mac, mtu)
+        payload += nl.attribute_u32(IFLA_LINK, parent_index) + nl.attribute_u32(IFLA_NET_NS_FD, ns_fd)
+        payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, kind), nl.nested(IFLA_INFO_DATA, data))
         self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
 
     def set_link(

@@ -21,13 +21,11 @@ Control protocol (``runtime.messages``): requests ``{"op", "n", ...}`` are answe
 
 from __future__ import annotations
 
-import binascii
 import errno
 import gc
 import json
 import os
 import select
-import signal
 import socket
 import time
 from typing import Any
@@ -36,22 +34,19 @@ from tare.linux import libc, namespaces, process, pty
 from tare.linux.cgroup.detect import Layout
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
-from tare.linux.netlink import Route
-from tare.runtime import init, messages, name_service
-from tare.runtime.children import Child
+from tare.runtime import init, messages
+from tare.runtime.children import Child, attach
 from tare.runtime.context import SetupFailed, reason
 from tare.runtime.control import Connection, ControlSocket, listen
+from tare.runtime.execs import Execs
 from tare.runtime.holder import AT_REST, Holder
 from tare.runtime.jsonlog import JsonLog
-from tare.runtime.plan import KeeperPlan, LinkPlan, LogPlan, StdioPlan, UserMap
+from tare.runtime.links import make_links
+from tare.runtime.plan import KeeperPlan
 from tare.runtime.reactor import Reactor, Timer
+from tare.runtime.report import CREATE_PREFIX, failure_text
+from tare.runtime.spare import SpareInit
 
-CREATE_PREFIX = (
-    "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
-    "unable to start container process: error during container init: "
-)
-EXEC_PREFIX = "OCI runtime exec failed: exec failed: unable to start container process: "
-EXECS_REMEMBERED = 512
 TRIM_SECONDS = 0.2
 QUIET_SECONDS = 0.5
 """Without any event for so long, the worker rests. Woken again soon, it waits twice as long the next time."""
@@ -63,49 +58,13 @@ TIDY_AFTER_EXECS = 32
 Request = dict[str, Any]
 
 
-class SpareInit:
-    """An init that was forked ahead: it waits on ``line`` for its steps, in the cgroup ``cgroup`` (None: not in one yet)."""
-
-    def __init__(self, pid: int, line: socket.socket, cgroup: Cgroup | None) -> None:
-        self.pid = pid
-        self.line = line
-        self.cgroup = cgroup
-
-    def discard(self) -> None:
-        """It is not needed: nothing of it stays."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        if self.cgroup is not None:
-            try:
-                self.cgroup.remove()
-            except OSError:
-                pass
-
-
-def decode_keeper_plan(data: dict[str, Any]) -> KeeperPlan:
-    """The keeper's part of a plan from JSON."""
-    fields = dict(data)
-    fields["stdio"] = StdioPlan(**fields["stdio"])
-    fields["log"] = LogPlan(**fields["log"])
-    fields["links"] = tuple(LinkPlan(**link) for link in fields["links"])
-    fields["uid_map"] = tuple(UserMap(*line) for line in fields["uid_map"])
-    fields["gid_map"] = tuple(UserMap(*line) for line in fields["gid_map"])
-    return KeeperPlan(**fields)
-
-
-def failure_text(failure: dict[str, Any], prefix: str) -> str:
-    """The message that Docker's clients know."""
-    text = str(failure["failed"])
-    return text if failure.get("plain") else f"{prefix}{text}: unknown"
-
-
 class Keeper:
     """State and event loop of one keeper."""
 
     def __init__(self, container_id: str, plan: dict[str, Any], layout: Layout | None, holder: Holder | None, run_fd: int = -1) -> None:
         self.id = container_id
         self._plan_text = plan
-        self.plan = decode_keeper_plan(plan)
+        self.plan = KeeperPlan.from_json(plan)
         self.holder = holder
         self.pid = holder.pid if holder is not None else os.getpid()
         """The process on record as the keeper."""
@@ -114,8 +73,7 @@ class Keeper:
         self.layout = layout
         self.cgroup: Cgroup | None = None
         self.child: Child | None = None
-        self.execs: dict[str, Child] = {}
-        self.exec_exits: dict[str, dict[str, Any]] = {}
+        self.execs = Execs(self.reactor, self._announce, self._exec_closed)
         self.exit: dict[str, Any] | None = None
         self.failed = False
         self.held = False
@@ -246,7 +204,8 @@ class Keeper:
             self._write_user_maps(child)
         elif at == "namespaces" and self.plan.links:
             try:
-                self._make_links(child.pid)
+                make_links(self.plan.links, self.plan.name_server, self.id, child.pid)
+                child.go("network")
             except OSError as error:
                 text = f"failed to set up container networking: failed to add interface: {reason(error)}"
                 child.abort({"failed": text, "code": 128, "plain": True})
@@ -268,30 +227,6 @@ class Keeper:
             child.go("user")
         except OSError as error:
             child.abort({"failed": f"failed to write the user namespace's maps: {reason(error)}", "code": 128, "plain": False})
-
-    def _make_links(self, pid: int) -> None:
-        assert self.child is not None
-        ns_fd = namespaces.open_namespace(f"/proc/{pid}/ns/net")
-        try:
-            with Route() as route:
-                for link in self.plan.links:
-                    master = 0
-                    if link.bridge:
-                        bridge = route.link(link.bridge)
-                        if bridge is None:
-                            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), link.bridge)
-                        master = bridge.index
-                    if link.kind != "veth":
-                        route.add_sub_link(link.kind, link.name, master, link.mode, ns_fd=ns_fd, mac=link.mac, mtu=link.mtu)
-                        continue
-                    route.add_veth(
-                        link.host_name, link.name, peer_ns_fd=ns_fd, master_index=master, peer_mac=link.mac, mtu=link.mtu, up=True
-                    )
-            if self.plan.name_server:
-                name_service.serve(self.plan.name_server, self.id, ns_fd, pid)
-        finally:
-            os.close(ns_fd)
-        self.child.go("network")
 
     def _on_started(self, child: Child) -> None:
         if child is not self.child:
@@ -376,7 +311,7 @@ class Keeper:
             if self.held and self.child is not None:
                 return self.child
             return self._running()
-        child = self.execs.get(str(exec_id))
+        child = self.execs.running.get(str(exec_id))
         if child is None or not child.running:
             raise ProcessLookupError(errno.ESRCH, "process is not running")
         return child
@@ -431,84 +366,18 @@ class Keeper:
             raise OSError(errno.EOPNOTSUPP, "container has no cgroup")
         return self.cgroup
 
-    # Execs
-
     def _op_exec(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any] | None:
-        container = self._running()
-        plan = message["plan"]
-        exec_id = str(plan["id"])
-        number = message.get("n")
-
-        def started(child: Child) -> None:
-            connection.answer(number, {"pid": child.pid, "started_at": child.started_at, "warnings": child.warnings})
-
-        def failed(child: Child, failure: dict[str, Any]) -> None:
-            text = failure_text(failure, EXEC_PREFIX)
-            attach_all(child)
-            child.stdio.say(f"{text}\r\n".encode())  # the reason goes where the output would have gone
-            child.stdio.finish()
-            self.execs.pop(exec_id, None)
-            connection.send({"n": number, "error": text, "kind": "failed", "code": failure["code"]})
-
-        def progress(at: str, child: Child) -> None:
-            if at == "console":
-                attach_all(child)
-
-        def attach_all(child: Child) -> None:
-            while pending:
-                description, fd = pending.pop(0)
-                attach(child, description, fd, id(connection))
-
-        pending = list(zip(message.get("attachments") or (), fds, strict=True))
-        stdio = StdioPlan(**plan["stdio"])._replace(stdin_once=True)
-        child = Child(self.reactor, stdio, None, progress, started, failed, self._on_exec_ended)
-        self.execs[exec_id] = child
-        if not stdio.tty:
-            attach_all(child)
-        self._fork_exec(child, container, str(plan["steps"]))
-        messages.close_all([fd for _, fd in pending] if not stdio.tty else [])
+        self.execs.start(connection, message, fds, self._running(), self.cgroup)
         return None
 
-    def _fork_exec(self, child: Child, container: Child, steps: str) -> None:
-        streams = child.streams.child
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            process.close_all_but({theirs.fileno(), container.pidfd, *streams})
-            init.run(theirs, steps, streams, container.pidfd)
-        theirs.close()
-        child.begin(pid, ours)
-        try:
-            if self.cgroup is not None:
-                self.cgroup.attach(pid)
-        except OSError as error:
-            child.abort({"failed": f"error adding pid {pid} to cgroups: {reason(error)}", "code": 128, "plain": False})
-            return
-        child.go("cgroup")
-
-    def _on_exec_ended(self, child: Child) -> None:
-        exec_id = next((name for name, known in self.execs.items() if known is child), "")
-        child.stdio.finish()
-        if exec_id and exec_id not in self.exec_exits:
-            record = {"code": child.status, "finished_at": child.ended_at, "pid": child.pid}
-            self.exec_exits[exec_id] = record
-            while len(self.exec_exits) > EXECS_REMEMBERED:
-                del self.exec_exits[next(iter(self.exec_exits))]
-            self._announce({"event": "exec-exit", "exec": exec_id, **record})
-        if not child.stdio.attachments:
-            self.execs.pop(exec_id, None)
-            self._execs_since_tidy += 1
-            if self._execs_since_tidy >= TIDY_AFTER_EXECS:
-                self._execs_since_tidy = 0
-                self.reactor.after(TRIM_SECONDS, self.tidy)
-
     def _op_find_exec(self, connection: Connection, message: Request, fds: list[int]) -> dict[str, Any]:
-        exec_id = str(message["exec"])
-        exited = self.exec_exits.get(exec_id)
-        if exited is not None:
-            return {"exit": exited}
-        child = self.execs.get(exec_id)
-        return {"pid": child.pid, "started_at": child.started_at} if child is not None and child.started_at else {}
+        return self.execs.find(str(message["exec"]))
+
+    def _exec_closed(self) -> None:
+        self._execs_since_tidy += 1
+        if self._execs_since_tidy >= TIDY_AFTER_EXECS:
+            self._execs_since_tidy = 0
+            self.reactor.after(TRIM_SECONDS, self.tidy)
 
     # The end
 
@@ -522,10 +391,7 @@ class Keeper:
         except OSError:
             pass
         child.stdio.finish()
-        for running in list(self.execs.values()):
-            if running.status is None and running.pid:
-                running._reap(kill=True)
-                running._finish()
+        self.execs.end()
         self.exit = {
             "code": child.status,
             "finished_at": child.ended_at,
@@ -535,7 +401,7 @@ class Keeper:
             "started_at": child.started_at,
             "warnings": self.warnings,
         }
-        self._write("exit.json", json.dumps({**self.exit, "execs": self.exec_exits}, separators=(",", ":")).encode())
+        self._write("exit.json", json.dumps({**self.exit, "execs": self.execs.exits}, separators=(",", ":")).encode())
         self._announce({"event": "exit", **self.exit})
         self._remove_cgroup()
         try:
@@ -568,7 +434,7 @@ class Keeper:
 
     def _disconnected(self, connection: Connection) -> None:
         """Nobody will uncork what this connection corked."""
-        for child in (self.child, *self.execs.values()):
+        for child in (self.child, *self.execs.running.values()):
             if child is not None:
                 child.stdio.release_corked(id(connection))
 
@@ -590,7 +456,7 @@ class Keeper:
 
     def _at_rest(self) -> bool:
         child = self.child
-        return child is not None and child.running and not self.execs and child.stdio.rest() is not None and self.control.flushed
+        return child is not None and child.running and not self.execs.running and child.stdio.rest() is not None and self.control.flushed
 
     def _maybe_rest(self) -> None:
         self._rest_timer = None
@@ -613,7 +479,7 @@ class Keeper:
             "log": log.rest() if log is not None else None,
             "cgroup": self.cgroup is not None,
             "warnings": self.warnings,
-            "exec_exits": self.exec_exits,
+            "exec_exits": self.execs.exits,
             "quiet": self._quiet,
             "since": time.monotonic(),
         })  # fmt: skip
@@ -627,7 +493,7 @@ class Keeper:
         for fd in control["connections"]:
             self.control.adopt(socket.socket(fileno=fd))
         self.warnings = state["warnings"]
-        self.exec_exits = state["exec_exits"]
+        self.execs.exits = state["exec_exits"]
         self.cgroup = Cgroup(self.layout, self.plan.cgroup) if self.layout is not None and state["cgroup"] else None
         log = self._open_log(state["log"])
         self.child = Child(
@@ -647,23 +513,8 @@ class Keeper:
     def _done(self) -> bool:
         if self.exit is None and not self.failed:
             return False
-        children = [*self.execs.values(), *([self.child] if self.child else [])]
+        children = [*self.execs.running.values(), *([self.child] if self.child else [])]
         return not any(child.stdio.attachments for child in children) and self.control.flushed
-
-
-def attach(child: Child, description: dict[str, Any], fd: int, owner: int) -> int:
-    """Connect a client's socket (owned) with a process."""
-    return child.stdio.attach(
-        socket.socket(fileno=fd),
-        stdin=bool(description["stdin"]),
-        stdout=bool(description["stdout"]),
-        stderr=bool(description["stderr"]),
-        multiplexed=bool(description["multiplexed"]),
-        prefix=binascii.a2b_base64(description.get("prefix") or ""),
-        detach_keys=binascii.a2b_base64(description.get("detach_keys") or ""),
-        corked=bool(description.get("corked")),
-        owner=owner,
-    )
 
 
 def write_file(path: str, data: bytes) -> None:

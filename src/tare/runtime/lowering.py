@@ -60,7 +60,7 @@ class DirectoryRootPlan(NamedTuple):
 
 
 class Link(NamedTuple):
-    """One veth pair with the container's addresses."""
+    """One link with the container's addresses."""
 
     host_name: str
     bridge: str
@@ -69,6 +69,8 @@ class Link(NamedTuple):
     mtu: int
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
+    kind: str = "veth"
+    mode: str = ""
 
 
 class Surroundings(NamedTuple):
@@ -81,6 +83,7 @@ class Surroundings(NamedTuple):
     cgroup: str = ""
     v1_hierarchies: tuple[tuple[str, str], ...] = ()
     links: tuple[Link, ...] = ()
+    name_server: str = ""
     user: str | None = None
     """Docker's user string; None takes the numbers of ``process.user``."""
     additional_groups: tuple[str, ...] = ()
@@ -118,7 +121,8 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
         cgroup=around.cgroup,
         resources=dict(linux.get("resources") or {}),
         pid_namespace=wanted["pid"] or "new" if "pid" in wanted else "host",
-        links=tuple(LinkPlan(link.host_name, link.bridge, link.name, link.mac, link.mtu) for link in around.links),
+        links=tuple(LinkPlan(link.host_name, link.bridge, link.name, link.mac, link.mtu, link.kind, link.mode) for link in around.links),
+        name_server=around.name_server,
         uid_map=_maps(linux.get("uidMappings")),
         gid_map=_maps(linux.get("gidMappings")),
         hold=around.hold,
@@ -241,7 +245,7 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
     own_dev = not any(_destination(entry) == "/dev" and mount_options.parse(entry.get("options") or ()).bind for entry in entries)
     if own_dev and not any(_destination(entry) == "/dev" for entry in entries):
         entries.insert(0, _DEV_MOUNT)
-    sources: list[tuple[str, str, bool]] = []
+    sources: list[tuple[str, str, bool, str]] = []
     mounting: list[Step] = []
     cgroup_files: list[Step] = []
     for entry in entries:
@@ -283,7 +287,7 @@ def _destination(entry: Mapping[str, Any]) -> str:
     return os.path.normpath("/" + str(entry.get("destination") or "").lstrip("/"))
 
 
-def _mount_step(entry: Mapping[str, Any], sources: list[tuple[str, str, bool]], around: Surroundings) -> Step:
+def _mount_step(entry: Mapping[str, Any], sources: list[tuple[str, str, bool, str]], around: Surroundings) -> Step:
     destination = _destination(entry)
     source, fstype = str(entry.get("source") or ""), str(entry.get("type") or "")
     options = mount_options.parse(entry.get("options") or ())
@@ -292,9 +296,9 @@ def _mount_step(entry: Mapping[str, Any], sources: list[tuple[str, str, bool]], 
     if options.bind or fstype == "bind":
         if not source.startswith("/"):
             raise ValueError(f"invalid bind mount source, must be an absolute path: {source!r}")
-        if any(existing == destination for existing, _, _ in sources):
+        if any(existing == destination for existing, _, _, _ in sources):
             raise ValueError(f"duplicate mount point: {destination}")
-        sources.append((destination, source, options.recursive))
+        sources.append((destination, source, options.recursive, str(entry.get("subpath") or "")))
         return mounts.BindMount(
             source, destination, options.add, options.clear, options.add_recursive, options.clear_recursive,
             options.propagation or MS_PRIVATE | MS_REC, destination in ("/proc", "/sys", "/dev"),

@@ -80,15 +80,21 @@ class LogPlan(NamedTuple):
 
 
 class LinkPlan(NamedTuple):
-    """The host's end of one veth pair, made by the keeper; its peer appears in the container's network namespace."""
+    """One network link of the container, made by the keeper: a veth pair of which the peer appears in the container's network namespace, or a
+    link on a parent."""
 
     host_name: str
     bridge: str
+    """The bridge, or the parent link of a ``macvlan`` or ``ipvlan``."""
     name: str
     mac: str
     mtu: int
+    kind: str = "veth"
+    mode: str = ""
 
     def describe(self) -> str:
+        if self.kind != "veth":
+            return f"make {self.kind} {self.name} on {self.bridge} in the container"
         return f"make veth {self.host_name} on bridge {self.bridge}, its peer {self.name} in the container"
 
 
@@ -111,6 +117,8 @@ class KeeperPlan(NamedTuple):
     pid_namespace: str = "new"
     """``new``, ``host``, or the path of a pid namespace to join."""
     links: tuple[LinkPlan, ...] = ()
+    name_server: str = ""
+    """Socket of the name server that is to answer in the container's network namespace; empty for none."""
     uid_map: tuple[UserMap, ...] = ()
     gid_map: tuple[UserMap, ...] = ()
     hold: bool = False
@@ -129,9 +137,22 @@ class KeeperPlan(NamedTuple):
         if self.uid_map:
             lines.append(f"map user ids {[tuple(m) for m in self.uid_map]}, group ids {[tuple(m) for m in self.gid_map]}")
         lines.extend(link.describe() for link in self.links)
+        if self.name_server:
+            lines.append(f"have {self.name_server} answer DNS in the container")
         if self.log.driver != "none":
             lines.append(f"log output as {self.log.driver} to {self.log.path}")
         return lines
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> KeeperPlan:
+        """From the form that ``Plan.to_json`` gives it."""
+        fields = dict(data)
+        fields["stdio"] = StdioPlan(**fields["stdio"])
+        fields["log"] = LogPlan(**fields["log"])
+        fields["links"] = tuple(LinkPlan(**link) for link in fields["links"])
+        fields["uid_map"] = tuple(UserMap(*line) for line in fields["uid_map"])
+        fields["gid_map"] = tuple(UserMap(*line) for line in fields["gid_map"])
+        return cls(**fields)
 
 
 class Plan(NamedTuple):
@@ -158,13 +179,7 @@ class Plan(NamedTuple):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
         """The inverse of ``to_json``, also after a trip through text."""
-        keeper = dict(data["keeper"])
-        keeper["stdio"] = StdioPlan(**keeper["stdio"])
-        keeper["log"] = LogPlan(**keeper["log"])
-        keeper["links"] = tuple(LinkPlan(**link) for link in keeper["links"])
-        keeper["uid_map"] = tuple(UserMap(*line) for line in keeper["uid_map"])
-        keeper["gid_map"] = tuple(UserMap(*line) for line in keeper["gid_map"])
-        return cls(data["id"], KeeperPlan(**keeper), decode_steps(data["steps"]), freeze(data["exec_defaults"]))
+        return cls(data["id"], KeeperPlan.from_json(data["keeper"]), decode_steps(data["steps"]), freeze(data["exec_defaults"]))
 
 
 class ExecPlan(NamedTuple):
