@@ -25,6 +25,8 @@ COMMON = {
     "pull": ("tare.cli.pull", "PULL", "Download an image from a registry"),
     "push": ("tare.cli.push", "PUSH", "Upload an image to a registry"),
     "images": ("tare.cli.images", "IMAGES", "List images"),
+    "login": ("tare.cli.login", "LOGIN", "Authenticate to a registry"),
+    "logout": ("tare.cli.login", "LOGOUT", "Log out from a registry"),
     "version": ("tare.cli.version", "VERSION", "Show the version of client and daemon"),
     "info": ("tare.cli.info", "INFO", "Display system-wide information"),
 }
@@ -81,7 +83,7 @@ REFUSED = {
     "compose": "is a plugin of the docker command; docker-compose works with Tare through DOCKER_HOST",
 }
 """Docker commands without a counterpart, and why."""
-_CONTAINER_VERBS = "attach create diff exec inspect kill logs ls pause port rename restart rm run start stats stop top unpause update wait"  # ls stands for ps
+_CONTAINER_VERBS = "attach create diff exec kill logs pause port rename restart rm run start stats stop top unpause update wait"
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "builder": {},
     "checkpoint": {
@@ -93,7 +95,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),
         "ls": COMMON["ps"],
         "prune": ("tare.cli.prune", "CONTAINER_PRUNE", "Remove all stopped containers"),
-        **{verb: (COMMON | OTHER)[verb] for verb in _CONTAINER_VERBS.split() if verb not in ("inspect", "ls")},
+        **{verb: (COMMON | OTHER)[verb] for verb in _CONTAINER_VERBS.split()},
     },
     "context": {
         "create": ("tare.cli.contextverbs", "CREATE", "Create a context"),

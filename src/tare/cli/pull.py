@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
+from tare.cli import credentials
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
 from tare.cli.humanize import size3
@@ -99,7 +100,7 @@ def pull(client: Client, image: str, *, platform: str = "", quiet: bool = False,
         "tag": "" if all_tags else reference.suffix,
         "platform": platform,
     }
-    response = client.stream("POST", "/images/create", query)
+    response = client.stream("POST", "/images/create", query, None, credentials.header(reference.domain))
     if quiet:
         for document in response.lines():
             failure = document.get("errorDetail") or {}

@@ -1,18 +1,14 @@
 """``push``: send an image to a registry.
 
-The daemon does the work; the client adds the credentials that ``docker login`` left in ``~/.docker/config.json`` (``DOCKER_CONFIG`` names
-another directory) for the registry in question. Credential helpers are programs that the configuration names: they are not run.
+The daemon does the work; the client adds the credentials that ``login`` left for the registry in question.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from binascii import Error as Malformed
-from binascii import a2b_base64, b2a_base64
 
+from tare.cli import credentials
 from tare.cli.connection import quote
-from tare.cli.documents import decode, encode
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
 from tare.cli.pull import Progress
@@ -25,35 +21,6 @@ if TYPE_CHECKING:
 
     from tare.cli.context import Context
     from tare.cli.flags import Options
-
-_HUB = "https://index.docker.io/v1/"
-
-
-def registry_auth(domain: str) -> str:
-    """The value of ``X-Registry-Auth`` for a registry: base64url of a JSON object, empty when there are no credentials."""
-    directory = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    try:
-        with open(os.path.join(directory, "config.json"), "rb") as file:
-            found = decode(file.read())
-    except (OSError, ValueError):
-        return ""
-    auths = found.get("auths") if isinstance(found, dict) else None
-    address = _HUB if domain == "docker.io" else domain
-    entry = (auths or {}).get(address)
-    if not isinstance(entry, dict):
-        return ""
-    document = {"serveraddress": address}
-    if entry.get("identitytoken"):
-        document["identitytoken"] = str(entry["identitytoken"])
-    if entry.get("auth"):
-        try:
-            user, _, password = a2b_base64(str(entry["auth"])).decode().partition(":")
-        except (Malformed, UnicodeDecodeError):
-            raise CliError(f"{directory}/config.json: malformed credentials for {address}; log in again") from None
-        document |= {"username": user, "password": password.rstrip("\0")}
-    if len(document) == 1:
-        return ""
-    return b2a_base64(encode(document).encode(), newline=False).translate(bytes.maketrans(b"+/", b"-_")).decode()
 
 
 def _without_aux(documents: Iterable[Any]) -> Iterator[Any]:
@@ -77,8 +44,7 @@ def _push(context: Context, options: Options) -> int:
         sys.stdout.write("Using default tag: latest\n")
         sys.stdout.flush()
     target = f"/images/{quote(reference.familiar_name)}/push"
-    auth = registry_auth(reference.domain)
-    headers = {"X-Registry-Auth": auth} if auth else {}
+    headers = credentials.header(reference.domain)
     query = {"tag": "" if every else reference.suffix}
     response = context.client.stream("POST", target, query, None, headers)
     if not quiet:
