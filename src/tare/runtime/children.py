@@ -6,6 +6,7 @@ States:  setting up ──(line closes after "ready")──► running ──(pi
 
 from __future__ import annotations
 
+import binascii
 import os
 import signal
 import socket
@@ -256,3 +257,23 @@ class Child:
         if not self.finished:
             self.finished = True
             self._on_ended(self)
+
+    def end(self) -> None:
+        """Kill it, collect its status, and be done with it."""
+        self._reap(kill=True)
+        self._finish()
+
+
+def attach(child: Child, description: dict[str, Any], fd: int, owner: int) -> int:
+    """Connect a client's socket (owned) with a process."""
+    return child.stdio.attach(
+        socket.socket(fileno=fd),
+        stdin=bool(description["stdin"]),
+        stdout=bool(description["stdout"]),
+        stderr=bool(description["stderr"]),
+        multiplexed=bool(description["multiplexed"]),
+        prefix=binascii.a2b_base64(description.get("prefix") or ""),
+        detach_keys=binascii.a2b_base64(description.get("detach_keys") or ""),
+        corked=bool(description.get("corked")),
+        owner=owner,
+    )

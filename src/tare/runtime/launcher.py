@@ -28,18 +28,16 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tare.linux import libc, process
+from tare.linux import process
 from tare.linux.cgroup import favor
 from tare.linux.cgroup.detect import Layout, detect
 from tare.linux.cgroup.group import Cgroup
-from tare.linux.constants import NAMESPACE_FLAGS
-from tare.runtime import init, keeper, messages, plan, zygote
+from tare.runtime import keeper, messages, plan, zygote
 from tare.runtime.holder import Holder
-from tare.runtime.keeper import SpareInit
+from tare.runtime.spare import SPARE_PREFIX, SpareInit, make_spare
 from tare.runtime.steps import process as process_steps
 from tare.runtime.zygote import Zygote
 
-SPARE_PREFIX = "spare-"
 SPARE, PLAIN = b"S", b"P"
 """Kinds of keepers to be ordered: with an init forked ahead, or without."""
 REFILL_AFTER_MS = 15
@@ -113,13 +111,19 @@ class Launcher:
         process.close_all_but(holder.descriptors | {fd})
         process.redirect_standard_descriptors()
         line = socket.socket(fileno=fd)
-        if kind == SPARE:
-            wait_as_spare(line, self.layout, self.cgroup_parent, holder)
-        data, fds = messages.receive_bytes(line)
-        line.close()
-        if not data:
+        spare = None
+        try:
+            spare = make_spare(self.layout, self.cgroup_parent) if kind == SPARE else None
+            data, fds = messages.receive_bytes(line)
+            line.close()
+            if data:
+                run_keeper(data, fds, self.layout, spare, holder)
+        except OSError:
+            pass
+        finally:
+            if spare is not None:
+                spare.discard()
             os._exit(0)
-        run_keeper(data, fds, self.layout, None, holder)
 
     def go_on(self, holder: Holder) -> None:
         """What every later worker does."""
@@ -165,39 +169,6 @@ def guard(directory: str, work: Callable[[], None]) -> NoReturn:
         finally:
             os._exit(70)
     os._exit(0)
-
-
-def wait_as_spare(sock: socket.socket, layout: Layout | None, cgroup_parent: str, holder: Holder) -> None:
-    """Prepare an init and wait for a container; never returns."""
-    spare = None
-    try:
-        spare = _make_init()
-        if layout is not None and layout.v1:
-            group = Cgroup(layout, f"{cgroup_parent}/{SPARE_PREFIX}{os.getpid()}")
-            spare.cgroup = group
-            group.create()
-            group.attach(spare.pid)
-        data, fds = messages.receive_bytes(sock)
-        sock.close()
-        if data:
-            run_keeper(data, fds, layout, spare, holder)
-    except OSError:
-        pass
-    finally:
-        if spare is not None:
-            spare.discard()
-        os._exit(0)
-
-
-def _make_init() -> SpareInit:
-    libc.unshare(NAMESPACE_FLAGS["pid"])
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        process.close_all_but({theirs.fileno()})
-        init.wait_for_steps(theirs)
-    theirs.close()
-    return SpareInit(pid, ours, None)
 
 
 def preload() -> None:

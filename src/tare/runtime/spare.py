@@ -1,0 +1,56 @@
+"""Spare inits: forked before their container is known (see ``runtime.launcher``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from tare.linux import libc, process
+from tare.linux.cgroup.detect import Layout
+from tare.linux.cgroup.group import Cgroup
+from tare.linux.constants import NAMESPACE_FLAGS
+from tare.runtime import init
+
+SPARE_PREFIX = "spare-"
+"""Of the cgroups in which they wait."""
+
+
+class SpareInit:
+    """An init that was forked ahead: it waits on ``line`` for its steps, in the cgroup ``cgroup`` (None: not in one yet)."""
+
+    def __init__(self, pid: int, line: socket.socket, cgroup: Cgroup | None) -> None:
+        self.pid = pid
+        self.line = line
+        self.cgroup = cgroup
+
+    def discard(self) -> None:
+        """It is not needed: nothing of it stays."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        if self.cgroup is not None:
+            try:
+                self.cgroup.remove()
+            except OSError:
+                pass
+
+
+def make_spare(layout: Layout | None, cgroup_parent: str) -> SpareInit:
+    """Fork an init that waits for its steps, in a new pid namespace of the caller's; on v1 it is put into cgroups already."""
+    libc.unshare(NAMESPACE_FLAGS["pid"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        process.close_all_but({theirs.fileno()})
+        init.wait_for_steps(theirs)
+    theirs.close()
+    spare = SpareInit(pid, ours, None)
+    try:
+        if layout is not None and layout.v1:
+            spare.cgroup = Cgroup(layout, f"{cgroup_parent}/{SPARE_PREFIX}{os.getpid()}")
+            spare.cgroup.create()
+            spare.cgroup.attach(pid)
+    except OSError:
+        spare.discard()
+        raise
+    return spare
