@@ -65,6 +65,7 @@ class Engine:
             self.volumes.start()
             await self.networks.start()
             await self.containers.recover()
+            await asyncio.to_thread(self.volumes.mounts.settle)
             await self.networks.restore(container.id for container in self.containers.all() if container.running)
             await self.containers.resume()
             self._open = True

@@ -17,8 +17,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SLICE = 1 << 24
 
 
-def copy_up(root: Path, destination: str, volume: Path) -> None:
-    """Copy ``destination`` of the mounted root into the empty directory ``volume``."""
+def copy_up(root: Path, destination: str, volume: Path, *, keep_owner: bool = False) -> None:
+    """Copy ``destination`` of the mounted root into the empty directory ``volume``; ``keep_owner``: that one's own owner and mode stay."""
     if any(os.scandir(volume)):
         return
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -32,19 +32,20 @@ def copy_up(root: Path, destination: str, volume: Path) -> None:
     try:
         target = os.open(volume, _DIRECTORY)
         try:
-            _copy_directory(source, target)
+            _copy_directory(source, target, keep_owner)
         finally:
             os.close(target)
     finally:
         os.close(source)
 
 
-def _copy_directory(source: int, target: int) -> None:
+def _copy_directory(source: int, target: int, keep_owner: bool) -> None:
     links: dict[tuple[int, int], int] = {}
     _copy_entries(source, target, links)
     for fd in links.values():
         os.close(fd)
-    _copy_metadata(source, target)
+    if not keep_owner:
+        _copy_metadata(source, target)
 
 
 def _copy_entries(source: int, target: int, links: dict[tuple[int, int], int]) -> None:

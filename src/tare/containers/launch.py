@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tare.containers.copy_up import copy_up
 from tare.containers.execs import exec_environment
-from tare.containers.mounts import oci_mount
+from tare.containers.mounting import ContainerMounts
 from tare.containers.spec import exec_process, runtime_config
 from tare.containers.task import Attachment, Launch, LogTarget, OverlayRoot, Stdio, VethLink
 from tare.errors import Conflict, InvalidArgument, Unsupported
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from tare.networks.service import Networks
     from tare.store.layers.driver import LayerDriver
     from tare.store.snapshots import Snapshots
-    from tare.volumes.service import Volumes
     from tare.wire.container import ExecCreateRequest
 
 _LOG_DRIVERS = ("json-file", "none")
@@ -56,14 +54,14 @@ class Launcher:
         layers: LayerDriver,
         snapshots: Snapshots,
         networks: Networks,
-        volumes: Volumes,
+        mounts: ContainerMounts,
         resolve: Callable[[str], Container],
     ) -> None:
         self._config = config
         self._layers = layers
         self._snapshots = snapshots
         self._networks = networks
-        self._volumes = volumes
+        self.mounts = mounts
         self._resolve = resolve
 
     # -- what create asks -------------------------------------------------------------------------------------------------------------
@@ -157,8 +155,11 @@ class Launcher:
         try:
             connections = await self._connect(record, mode)
             self._write_files(record, mode, connections)
-            mounts = await self._mounts(record, mode)
-            return self._launch(record, mode, root, mounts, connections, attachments)
+            mounts, propagation = await self._mounts(record, mode)
+            launch = self._launch(record, mode, root, mounts, connections, attachments)
+            if propagation:
+                launch.config["linux"]["rootfsPropagation"] = propagation
+            return launch
         except BaseException:
             await self.release(record)
             raise
@@ -263,39 +264,18 @@ class Launcher:
         (directory / "hosts").write_text(texts.hosts)
         (directory / "resolv.conf").write_text(texts.resolv_conf)
 
-    async def _mounts(self, record: Record, mode: NetworkMode) -> list[dict[str, Any]]:
+    async def _mounts(self, record: Record, mode: NetworkMode) -> tuple[list[dict[str, Any]], str]:
+        """The engine's files and the container's own mounts, outer ones first, and the root's propagation."""
         owner = record if mode.kind != "container" else self._resolve(mode.name).record
         directory = self._config.container_dir(owner.id)
-        mounts = [
+        taken = {point.destination for point in record.mounts}
+        files = [
             {"destination": f"/etc/{name}", "type": "bind", "source": str(directory / name), "options": ["rbind", "rprivate"]}
             for name in ("resolv.conf", "hostname", "hosts")
+            if f"/etc/{name}" not in taken
         ]
-        taken = {point.destination for point in record.mounts}
-        mounts = [mount for mount in mounts if mount["destination"] not in taken]
-        sources: dict[str, str] = {}
-        for point in record.mounts:
-            if point.type == "volume":
-                source = self._volumes.mountpoint(point.name)
-                self._volumes.create(point.name, point.driver, anonymous=point.anonymous)
-                if point.copy_up and not point.subpath:
-                    await self._copy_up(record, point.destination, source)
-                sources[point.name] = str(source / point.subpath) if point.subpath else str(source)
-            elif point.type == "bind" and not os.path.lexists(point.source):
-                if point.from_mounts:
-                    raise InvalidArgument(f'invalid mount config for type "bind": bind source path does not exist: {point.source}')
-                os.makedirs(point.source, mode=0o755, exist_ok=True)
-        ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
-        return [*mounts, *(oci_mount(point, sources) for point in ordered)]
-
-    async def _copy_up(self, record: Record, destination: str, volume: Path) -> None:
-        if any(os.scandir(volume)):
-            return
-
-        def copy() -> None:
-            with self._snapshots.mounted(record.id) as root:
-                copy_up(root, destination, volume)
-
-        await asyncio.to_thread(copy)
+        entries, propagation = await self.mounts.entries(record)
+        return sorted([*entries, *files], key=lambda entry: str(entry["destination"]).count("/")), propagation
 
     def _joined_namespaces(self, record: Record, mode: NetworkMode) -> dict[str, str]:
         """Paths of namespaces that belong to other containers, by OCI type; an empty path means the host's."""
@@ -362,6 +342,7 @@ class Launcher:
     def adopt(self, record: Record) -> None:
         """Count the layers of a task that was started by an earlier daemon."""
         self._snapshots.rootfs(record.id)
+        self.mounts.adopt(record)
 
     def started(self, record: Record) -> None:
         """The task runs: finish what needs its links to exist."""
@@ -370,6 +351,7 @@ class Launcher:
     async def release(self, record: Record) -> None:
         """Give back what a start acquired."""
         await self._networks.disconnect(record.id)
+        await self.mounts.release(record)
         self._snapshots.release(record.id)
 
     async def forget(self, record: Record) -> None:

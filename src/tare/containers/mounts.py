@@ -7,37 +7,54 @@ runtime, which resolves it inside the root by file descriptor.
 from __future__ import annotations
 
 import os.path
-import re
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
 
 from tare.containers.record import MountPoint
-from tare.errors import InvalidArgument
-from tare.wire.container import HostConfig, Mount
+from tare.errors import InvalidArgument, StartFailed, Unsupported
+from tare.linux.mountinfo import MountEntry, covering
+from tare.volumes.model import check_name, new_name
+from tare.wire.container import BindOptions, HostConfig, Mount, VolumeOptions
 
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
-_PROPAGATIONS = {"private", "rprivate", "shared", "rshared", "slave", "rslave"}
-_LABELS = {"z", "Z"}
-_CONSISTENCIES = {"consistent", "cached", "delegated", "default"}
+_PROPAGATIONS = frozenset(("private", "rprivate", "shared", "rshared", "slave", "rslave"))
+_MODE_GROUPS = (
+    frozenset(("ro", "rw")),
+    frozenset(("z", "Z")),
+    _PROPAGATIONS,
+    frozenset(("nocopy",)),
+    frozenset(("consistent", "cached", "delegated", "default")),
+)
+"""Words of a bind's mode: of each group at most one."""
+_ROOT_REFUSED = "invalid specification: destination can't be '/'"
+_TMPFS_WORDS = frozenset(
+    "exec noexec suid nosuid dev nodev ro rw sync async dirsync remount mand nomand atime noatime diratime nodiratime bind rbind "
+    "unbindable runbindable private rprivate shared rshared slave rslave relatime norelatime strictatime nostrictatime defaults".split()
+)
+_TMPFS_KEYS = frozenset(("mode", "uid", "gid", "nr_inodes", "nr_blocks", "size", "mpol", "huge"))
 
 
-def resolve_mounts(host: HostConfig, volumes: Iterable[str], inherited: Iterable[MountPoint] = ()) -> list[MountPoint]:
+def resolve_mounts(host: HostConfig, volumes: Iterable[str], inherited: Iterable[MountPoint] = (), data_root: str = "") -> list[MountPoint]:
     """All mount points of a container, one per destination, in a stable order.
 
-    Precedence as dockerd's: ``Binds`` and ``Mounts`` over ``VolumesFrom`` (``inherited``) over the image's volumes.
+    Precedence as dockerd's: ``Binds`` and ``Mounts`` over ``VolumesFrom`` (``inherited``) over the image's volumes; a tmpfs of ``--tmpfs``
+    must not meet a bind and yields to ``Mounts``. ``data_root``: binds that show the engine's own files get ``rslave``.
     """
     points: dict[str, MountPoint] = {point.destination: point for point in inherited}
     own: dict[str, MountPoint] = {}
-    for bind in host.binds or ():
-        _add(own, parse_bind(bind))
-    for mount in host.mounts or ():
-        _add(own, from_mount(mount))
     for destination, options in (host.tmpfs or {}).items():
-        path = clean_destination(destination, f"invalid mount path: '{destination}' mount path must be absolute")
-        _add(own, MountPoint(type="tmpfs", source="", destination=path, options=_split(options)))
+        path = clean_destination(destination)
+        own[path] = MountPoint(type="tmpfs", source="", destination=path, options=_split(options))
+    for bind in host.binds or ():
+        _add(own, _beside_root(parse_bind(bind), data_root))
+    for mount in host.mounts or ():
+        point = _beside_root(from_mount(mount), data_root)
+        if point.destination in own and own[point.destination].type == "tmpfs" and not own[point.destination].from_mounts:
+            del own[point.destination]
+        _add(own, point)
     points.update(own)
     for volume in volumes:
-        path = clean_destination(volume, f"invalid mount path: '{volume}' mount path must be absolute")
+        path = clean_destination(volume)
         if path not in points:
             points[path] = _anonymous(path)
     return list(points.values())
@@ -49,150 +66,163 @@ def _add(points: dict[str, MountPoint], point: MountPoint) -> None:
     points[point.destination] = point
 
 
-def clean_destination(path: str, message: str) -> str:
-    """An absolute, lexically clean container path; the root itself is refused."""
+def _beside_root(point: MountPoint, data_root: str) -> MountPoint:
+    """A bind above or below the engine's own root gets ``rslave``: else it would keep mounts of ended containers alive."""
+    if point.type != "bind":
+        return point
+    if not data_root or not (point.source.startswith(data_root) or data_root.startswith(point.source)):
+        return msgspec.structs.replace(point, propagation=point.propagation or "rprivate")
+    if point.propagation == "":
+        return msgspec.structs.replace(point, propagation="rslave", options=[*point.options, IMPLIED])
+    if point.propagation not in ("rslave", "rshared"):
+        raise InvalidArgument(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, '
+            f'daemon root: "{data_root}", bind mount source: "{point.source}", propagation: "{point.propagation}"'
+        )
+    return point
+
+
+IMPLIED = "implied-propagation"
+"""Among a bind's options: nobody asked for its propagation, so that it is dropped where the source cannot have it."""
+
+
+def clean_destination(path: str, where: str = "") -> str:
+    """An absolute, lexically clean container path; the root itself is refused. ``where`` begins the error texts."""
     if not path.startswith("/"):
-        raise InvalidArgument(message)
+        raise InvalidArgument(f"{where}invalid mount path: '{path}' mount path must be absolute")
     cleaned = os.path.normpath("/" + path.lstrip("/"))
     if cleaned == "/":
-        raise InvalidArgument(f"invalid specification: destination can't be '/': {path}")
+        raise InvalidArgument(where + _ROOT_REFUSED)
+    if "\0" in cleaned:
+        raise InvalidArgument(f"{where}invalid mount path: null character")
     return cleaned
 
 
 def parse_bind(text: str) -> MountPoint:
-    """One element of ``HostConfig.Binds``: ``[source:]destination[:options]``."""
+    """One element of ``HostConfig.Binds``: ``[source:]destination[:mode]``."""
     parts = text.split(":")
     bad = f"invalid volume specification: '{text}'"
-    if len(parts) > 3 or not all(parts):
+    if len(parts) > 3 or not parts[0] or (len(parts) > 1 and not parts[1]) or "\0" in text:
         raise InvalidArgument(bad)
     if len(parts) == 1:
-        return _anonymous(clean_destination(parts[0], bad))
-    mode = parts[2] if len(parts) == 3 else ""
-    if len(parts) == 2 and not parts[1].startswith("/") and parts[0].startswith("/") and _known_mode(parts[1]):
-        point = _anonymous(clean_destination(parts[0], bad))
-        source, mode = "", parts[1]
+        return _anonymous(clean_destination(parts[0], f'{bad}: invalid mount config for type "volume": '), mode="z")
+    source, mode = parts[0], parts[2] if len(parts) == 3 else ""
+    if len(parts) == 2 and _valid_mode(parts[1]):
+        raise InvalidArgument(bad)  # a path and a mode: dockerd wants a source before a mode
+    if not _valid_mode(mode):
+        raise InvalidArgument(f"invalid mode: {mode}")
+    words = set(_split(mode))
+    if source.startswith("/"):
+        where = f'{bad}: invalid mount config for type "bind": '
+        if "nocopy" in words:
+            raise InvalidArgument(f"{where}field VolumeOptions must not be specified")
+        point = MountPoint(type="bind", source=os.path.normpath("/" + source.lstrip("/")), destination=clean_destination(parts[1], where))
+        point.mode = mode
+        point.propagation = next(iter(words & _PROPAGATIONS), "")
     else:
-        source = parts[0]
-        destination = clean_destination(
-            parts[1],
-            f"{bad}: invalid mount config for type \"{_kind(source)}\": invalid mount path: '{parts[1]}' mount path must be absolute",
-        )
-        if source.startswith("/"):
-            point = MountPoint(type="bind", source=os.path.normpath(source), destination=destination, propagation="rprivate")
-        else:
-            point = _volume(source, destination)
-    _apply_mode(point, mode, text)
+        where = f'{bad}: invalid mount config for type "volume": '
+        if words & _PROPAGATIONS:
+            raise InvalidArgument(f"{where}field BindOptions must not be specified")
+        point = _volume(source, clean_destination(parts[1], where))
+        point.mode = mode or "z"
+        point.copy_up = "nocopy" not in words
+    point.writable = "ro" not in words
     return point
 
 
-def _kind(source: str) -> str:
-    return "bind" if source.startswith("/") else "volume"
-
-
-def _known_mode(mode: str) -> bool:
-    return all(word in {"ro", "rw", "nocopy", "copy"} | _PROPAGATIONS | _LABELS | _CONSISTENCIES for word in mode.split(","))
-
-
-def _apply_mode(point: MountPoint, mode: str, text: str) -> None:
-    point.mode = mode
-    seen: set[str] = set()
-    for word in filter(None, mode.split(",")):
-        group = "access" if word in ("ro", "rw") else "propagation" if word in _PROPAGATIONS else word
-        if group in seen or not _known_mode(word) or (word in _PROPAGATIONS and point.type == "volume"):
-            raise InvalidArgument(f"invalid mode: {mode}" if not _known_mode(mode) else f"invalid volume specification: '{text}'")
-        seen.add(group)
-        if word == "ro":
-            point.writable = False
-        elif word in _PROPAGATIONS:
-            point.propagation = word
-        elif word == "nocopy":
-            if point.type != "volume":
-                raise InvalidArgument(f"invalid mode: {mode}")
-            point.copy_up = False
+def _valid_mode(mode: str) -> bool:
+    words = mode.split(",") if mode else []
+    known = set().union(*_MODE_GROUPS)
+    return all(word in known for word in words) and all(sum(word in group for word in words) <= 1 for group in _MODE_GROUPS)
 
 
 def _volume(name: str, destination: str) -> MountPoint:
-    if not _VOLUME_NAME.match(name):
-        raise InvalidArgument(
-            f'"{name}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. '
-            "If you intended to pass a host directory, use absolute path"
-        )
+    check_name(name)
     return MountPoint(type="volume", source="", destination=destination, name=name, driver="local", copy_up=True)
 
 
-def _anonymous(destination: str) -> MountPoint:
+def _anonymous(destination: str, mode: str = "") -> MountPoint:
     return MountPoint(
-        type="volume", source="", destination=destination, name=secrets.token_hex(32), driver="local", anonymous=True, copy_up=True
+        type="volume", source="", destination=destination, name=new_name(), driver="local", anonymous=True, copy_up=True, mode=mode
     )
 
 
 def from_mount(mount: Mount) -> MountPoint:
     """One element of ``HostConfig.Mounts``."""
     kind = mount.type
-    bad = f'invalid mount config for type "{kind}"'
+    where = f'invalid mount config for type "{kind}": '
+    if kind not in ("bind", "volume", "tmpfs"):
+        if kind == "image":
+            raise Unsupported(f"{where}image mounts are not offered: copy from the image with a volume, or build a stage")
+        raise InvalidArgument(f"{where}mount type unknown")
     if not mount.target:
-        raise InvalidArgument(f"{bad}: field Target must not be empty")
-    target = clean_destination(mount.target, f"{bad}: invalid mount path: '{mount.target}' mount path must be absolute")
+        raise InvalidArgument(f"{where}field Target must not be empty")
+    target = clean_destination(mount.target, where)
+    if kind != "bind" and mount.bind_options is not None:
+        raise InvalidArgument(f"{where}field BindOptions must not be specified")
+    if kind == "bind" and mount.volume_options is not None:
+        raise InvalidArgument(f"{where}field VolumeOptions must not be specified")
     if kind == "bind":
-        return _from_bind(mount, target, bad)
+        return _from_bind(mount, target, where)
     if kind == "volume":
-        return _from_volume(mount, target, bad)
-    if kind == "tmpfs":
-        return _from_tmpfs(mount, target, bad)
-    raise InvalidArgument(f'mount type unknown: "{kind}"' if kind else 'invalid mount config for type "": mount type unknown')
+        return _from_volume(mount, target, where)
+    return _from_tmpfs(mount, target, where)
 
 
-def _from_bind(mount: Mount, target: str, bad: str) -> MountPoint:
+def _from_bind(mount: Mount, target: str, where: str) -> MountPoint:
     if not mount.source:
-        raise InvalidArgument(f"{bad}: field Source must not be empty")
+        raise InvalidArgument(f"{where}field Source must not be empty")
     if not mount.source.startswith("/"):
-        raise InvalidArgument(f"{bad}: invalid mount path: '{mount.source}' mount path must be absolute")
-    if mount.volume_options is not None or mount.tmpfs_options is not None:
-        raise InvalidArgument(f"{bad}: field {'VolumeOptions' if mount.volume_options else 'TmpfsOptions'} must not be specified")
-    options = mount.bind_options
-    propagation = options.propagation if options else ""
-    if propagation and propagation not in _PROPAGATIONS:
-        raise InvalidArgument(f"{bad}: invalid propagation mode: {propagation}")
-    source = os.path.normpath(mount.source)
-    create = bool(options and options.create_mountpoint)
-    if not create and not os.path.lexists(source):
-        raise InvalidArgument(f"{bad}: bind source path does not exist: {source}")
-    extra = ["bind"] if options and options.non_recursive else []
-    if options and options.read_only_non_recursive:
-        extra.append("ro-non-recursive")
-    if options and options.read_only_force_recursive:
-        extra.append("ro-force-recursive")
+        raise InvalidArgument(f"{where}invalid mount path: '{mount.source}' mount path must be absolute")
+    options = mount.bind_options or BindOptions()
+    if options.propagation and options.propagation not in _PROPAGATIONS:
+        raise InvalidArgument(f"{where}invalid propagation mode: {options.propagation}")
+    extra = ["bind"] if options.non_recursive else []
+    if options.read_only_non_recursive or options.read_only_force_recursive:
+        if not mount.read_only:
+            name = "ReadOnlyNonRecursive" if options.read_only_non_recursive else "ReadOnlyForceRecursive"
+            raise InvalidArgument(f"{where}mount source must be read-only when {name} is specified")
+        if options.read_only_non_recursive and options.read_only_force_recursive:
+            raise InvalidArgument(f"{where}ReadOnlyNonRecursive and ReadOnlyForceRecursive are mutually exclusive")
+        if options.read_only_force_recursive and options.propagation not in ("rprivate", ""):
+            raise InvalidArgument(f"{where}ReadOnlyForceRecursive requires propagation rprivate")
+        extra.append("ro-non-recursive" if options.read_only_non_recursive else "ro-force-recursive")
+    source = os.path.normpath("/" + mount.source.lstrip("/"))
+    if not options.create_mountpoint and not os.path.exists(source):
+        raise InvalidArgument(f"{where}bind source path does not exist: {source}")
     return MountPoint(
         type="bind", source=source, destination=target, writable=not mount.read_only,
-        propagation=propagation or "rprivate", options=extra, from_mounts=not create,
+        propagation=options.propagation, options=extra, from_mounts=not options.create_mountpoint,
     )  # fmt: skip
 
 
-def _from_volume(mount: Mount, target: str, bad: str) -> MountPoint:
-    if mount.bind_options is not None or mount.tmpfs_options is not None:
-        raise InvalidArgument(f"{bad}: field {'BindOptions' if mount.bind_options else 'TmpfsOptions'} must not be specified")
-    options = mount.volume_options
+def _from_volume(mount: Mount, target: str, where: str) -> MountPoint:
+    options = mount.volume_options or VolumeOptions()
+    driver = options.driver_config
+    if not mount.source and mount.read_only:
+        raise InvalidArgument(f"{where}must not set ReadOnly mode when using anonymous volumes")
+    if options.subpath and not _is_local(options.subpath):
+        raise InvalidArgument(f"{where}subpath must be a relative path within the volume")
     point = _volume(mount.source, target) if mount.source else _anonymous(target)
     point.mode = "z"
     point.writable = not mount.read_only
     point.from_mounts = True
-    if options:
-        if options.driver_config and options.driver_config.name not in ("", "local"):
-            raise InvalidArgument(
-                f'error looking up volume plugin {options.driver_config.name}: plugin "{options.driver_config.name}" not found'
-            )
-        if options.driver_config and options.driver_config.options:
-            point.options = [f"{key}={value}" for key, value in options.driver_config.options.items()]
-        point.copy_up = not options.no_copy
-        point.subpath = options.subpath
+    point.driver = (driver.name if driver else "") or "local"
+    point.driver_options = driver.options if driver else None
+    point.labels = options.labels
+    point.copy_up = not options.no_copy
+    point.subpath = options.subpath
     return point
 
 
-def _from_tmpfs(mount: Mount, target: str, bad: str) -> MountPoint:
+def _is_local(path: str) -> bool:
+    """Whether a relative path stays, as written, where it begins. Links are the runtime's matter."""
+    return not path.startswith("/") and "\0" not in path and not os.path.normpath(path).startswith("..")
+
+
+def _from_tmpfs(mount: Mount, target: str, where: str) -> MountPoint:
     if mount.source:
-        raise InvalidArgument(f"{bad}: field Source must not be specified")
-    if mount.bind_options is not None or mount.volume_options is not None:
-        raise InvalidArgument(f"{bad}: field {'BindOptions' if mount.bind_options else 'VolumeOptions'} must not be specified")
+        raise InvalidArgument(f"{where}field Source must not be specified")
     words: list[str] = ["ro"] if mount.read_only else []
     if options := mount.tmpfs_options:
         if options.size_bytes:
@@ -203,12 +233,30 @@ def _from_tmpfs(mount: Mount, target: str, bad: str) -> MountPoint:
     return MountPoint(type="tmpfs", source="", destination=target, options=words, writable=not mount.read_only, from_mounts=True)
 
 
+def check_tmpfs(options: Iterable[str]) -> None:
+    """Refuse, in dockerd's words, what is no option of a tmpfs; values are for the kernel to judge."""
+    for option in options:
+        key, equals, value = option.partition("=")
+        if (option not in _TMPFS_WORDS) if not equals else (key not in _TMPFS_KEYS):
+            raise InvalidArgument(f'invalid tmpfs option ["{key}"{f" {chr(34)}{value}{chr(34)}" if equals else ""}]')
+
+
 def parse_volumes_from(text: str) -> tuple[str, str]:
-    """``container[:mode]`` to its two parts."""
+    """``container[:mode]`` to its two parts; ``ro`` in the second makes everything read-only."""
+    if not text:
+        raise InvalidArgument("volumes-from specification cannot be an empty string")
     name, _, mode = text.partition(":")
-    if not name or mode not in ("", "ro", "rw", "z", "Z"):
-        raise InvalidArgument(f"invalid mode: {mode}" if name else f"malformed volumes-from specification: {text}")
-    return name, mode or "rw"
+    words = set(_split(mode))
+    if not _valid_mode(mode) or words & _PROPAGATIONS or "nocopy" in words:
+        raise InvalidArgument(f"invalid mode: {mode}")
+    if not name:
+        raise InvalidArgument('invalid name or ID supplied: ""')
+    return name, "ro" if "ro" in words else "rw"
+
+
+def inherit(point: MountPoint, mode: str) -> MountPoint:
+    """A mount point as ``--volumes-from`` hands it on: never filled from the image, never more writable than it was."""
+    return msgspec.structs.replace(point, writable=point.writable and mode != "ro", copy_up=False, mode="")
 
 
 def _split(options: str) -> list[str]:
@@ -216,15 +264,12 @@ def _split(options: str) -> list[str]:
 
 
 def oci_mount(point: MountPoint, sources: Mapping[str, str]) -> dict[str, object]:
-    """The OCI ``mounts`` entry of a resolved mount point; ``sources`` gives the host path of each volume by name."""
+    """The OCI ``mounts`` entry of a resolved mount point; ``sources`` gives the host path of each volume by name.
+
+    ``subpath`` is our own addition to the entry: the runtime resolves it beneath the source, links included.
+    """
     if point.type == "tmpfs":
-        base = ["noexec", "nosuid", "nodev", *point.options]
-        overridden = {"exec": "noexec", "suid": "nosuid", "dev": "nodev"}
-        drop = {overridden[word] for word in point.options if word in overridden}
-        return {
-            "destination": point.destination, "type": "tmpfs", "source": "tmpfs",
-            "options": [word for word in base if word not in drop],
-        }  # fmt: skip
+        return {"destination": point.destination, "type": "tmpfs", "source": "tmpfs", "options": _tmpfs_options(point.options)}
     options = ["bind" if "bind" in point.options else "rbind"]
     if not point.writable:
         options.append("ro")
@@ -232,4 +277,38 @@ def oci_mount(point: MountPoint, sources: Mapping[str, str]) -> dict[str, object
     if not point.writable and "rbind" in options and "ro-non-recursive" not in point.options and point.type == "bind":
         options.append("rro")
     source = sources[point.name] if point.type == "volume" else point.source
-    return {"destination": point.destination, "type": "bind", "source": source, "options": options}
+    entry: dict[str, object] = {"destination": point.destination, "type": "bind", "source": source, "options": options}
+    if point.subpath:
+        entry["subpath"] = point.subpath
+    return entry
+
+
+def _tmpfs_options(options: Iterable[str]) -> list[str]:
+    base = ["noexec", "nosuid", "nodev", *options]
+    overridden = {"exec": "noexec", "suid": "nosuid", "dev": "nodev"}
+    drop = {overridden[word] for word in options if word in overridden}
+    return [word for word in base if word not in drop]
+
+
+def propagate(points: Iterable[MountPoint], entries: Callable[[], list[MountEntry]]) -> tuple[list[MountPoint], str]:
+    """Check that shared and slave binds can be such; returns the points as they are mounted, and the root's propagation ("" for private).
+
+    ``entries`` reads the host's mounts; it is asked only when a bind needs it.
+    """
+    result, root, table = [], "", None
+    for point in points:
+        kind = point.propagation.removeprefix("r")
+        if point.type == "bind" and kind in ("shared", "slave"):
+            table = entries() if table is None else table
+            base = covering(point.source, table)
+            if base is not None and not (base.shared or (kind == "slave" and base.slave)):
+                if IMPLIED not in point.options:
+                    wanted = "a shared mount" if kind == "shared" else "a shared or slave mount"
+                    raise StartFailed(f"path {point.source} is mounted on {base.path} but it is not {wanted}")
+                point = msgspec.structs.replace(point, propagation="rprivate")
+            elif kind == "shared":
+                root = "shared"
+            else:
+                root = root or "rslave"
+        result.append(point)
+    return result, root

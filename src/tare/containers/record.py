@@ -60,6 +60,9 @@ class MountPoint(msgspec.Struct, kw_only=True):
     anonymous: bool = False
     copy_up: bool = False
     subpath: str = ""
+    labels: dict[str, str] | None = None
+    driver_options: dict[str, str] | None = None
+    """What a volume that does not exist yet is made with."""
     from_mounts: bool = False
     """Came by the ``Mounts`` list (rather than ``Binds``): its source is not created when it is missing."""
 

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tare.containers.archive import Archives
+from tare.containers.commit import Committer
 from tare.containers.container import Container
 from tare.containers.execs import ExecSessions
 from tare.containers.launch import Launcher
 from tare.containers.lifecycle import Lifecycle
 from tare.containers.logs import LogReader
 from tare.containers.merge import merge
-from tare.containers.mounts import parse_volumes_from, resolve_mounts
+from tare.containers.mounting import ContainerMounts
+from tare.containers.mounts import inherit, parse_volumes_from, resolve_mounts
 from tare.containers.names import check_name, new_id, random_name
 from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
 from tare.containers.update import update
@@ -54,6 +57,10 @@ _log = logging.getLogger(__name__)
 _RECOVERED_AT_ONCE = 32
 
 
+class _StartedMeanwhile(Conflict):
+    """A start was under way when the container was to be removed."""
+
+
 class Containers:
     """All containers of one engine."""
 
@@ -80,9 +87,12 @@ class Containers:
         self._reserved: set[str] = set()
         self._cgroups = detect()
         self._before: dict[str, str] = {}
-        self.launcher = Launcher(config, layers, snapshots, networks, volumes, self.resolve)
+        self._mounts = ContainerMounts(volumes, snapshots, events)
+        self.launcher = Launcher(config, layers, snapshots, networks, self._mounts, self.resolve)
         self.lifecycle = Lifecycle(self._records, events, driver, self.launcher, self._remove_after_exit)
         self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
+        self.committer = Committer(images, snapshots, self.lifecycle)
+        self.archives = Archives(snapshots, volumes, self.lifecycle, config.container_dir)
         volumes.users = self._volume_users
 
     # -- start and end of the engine --------------------------------------------------------------------------------------------------
@@ -223,7 +233,7 @@ class Containers:
             networks=networks,
             diff_ids=[str(diff_id) for diff_id in image.diff_ids],
             driver=self.launcher.storage_driver,
-            mounts=resolve_mounts(host, config.volumes or {}, self._inherited_mounts(host)),
+            mounts=resolve_mounts(host, config.volumes or {}, self._inherited_mounts(host), str(self._config.data_root)),
         )
         command = [*(config.entrypoint or ()), *(config.cmd or ())]
         record.path, record.args = command[0], command[1:]
@@ -237,15 +247,14 @@ class Containers:
     async def _materialise(self, container: Container) -> None:
         """Make what the container has on disk, and its record last."""
         record = container.record
+        made: list[str] = []
         try:
             self.launcher.make_directories(record)
             self._snapshots.prepare(record.id, [Digest(diff_id) for diff_id in record.diff_ids])
-            for point in record.mounts:
-                if point.type == "volume":
-                    options = dict(option.partition("=")[::2] for option in point.options)
-                    self._volumes.create(point.name, point.driver, None, options, anonymous=point.anonymous)
+            made = self._mounts.make_volumes(record)
             container.save(self._records)
         except BaseException:
+            self._mounts.unmake(made)
             self._snapshots.remove(record.id)
             self.launcher.remove_directories(record)
             raise
@@ -278,11 +287,7 @@ class Containers:
                 other = self.get(name)
             except NotFound as error:
                 raise InvalidArgument(str(error)) from None  # a 404 would tell clients that the image is missing
-            points.extend(
-                msgspec.structs.replace(point, writable=point.writable and mode != "ro", copy_up=False)
-                for point in other.record.mounts
-                if point.type != "tmpfs"
-            )
+            points.extend(inherit(point, mode) for point in other.record.mounts if point.type != "tmpfs")
         return points
 
     # -- rename -----------------------------------------------------------------------------------------------------------------------
@@ -291,10 +296,14 @@ class Containers:
         """Give a container another name."""
         if not new_name:
             raise InvalidArgument("Neither old nor new names may be empty")
-        name = check_name(new_name)
-        if name == container.name:
-            raise InvalidArgument("Renaming a container with the same name as its current name")
-        self._reserve(name, container.id)
+        allocating = "Error when allocating new name: "
+        try:
+            name = check_name(new_name)
+            if name == container.name:
+                raise InvalidArgument("Renaming a container with the same name as its current name")
+            self._reserve(name, container.id)
+        except Conflict as error:
+            raise Conflict(f"{allocating}{error}") from None
         try:
             old = container.name
             container.record.name = name
@@ -338,7 +347,12 @@ class Containers:
                 await removal  # the monitor removes it
                 return
             removal.cancel()
-        await self._remove(container, volumes)
+        try:
+            await self._remove(container, volumes)
+        except _StartedMeanwhile:
+            if not force:
+                raise
+            await self.remove(container, force=True, volumes=volumes)
 
     async def _remove_after_exit(self, container: Container) -> None:
         """``--rm``: the container goes, and its anonymous volumes with it."""
@@ -359,7 +373,7 @@ class Containers:
             if self._by_id.get(container.id) is not container:
                 return
             if container.has_task:
-                raise Conflict(f'cannot remove container "/{container.name}": container is running: it was started meanwhile')
+                raise _StartedMeanwhile(f'cannot remove container "/{container.name}": container is running: it was started meanwhile')
             record = container.record
             record.state.status = REMOVING
             try:
@@ -381,17 +395,9 @@ class Containers:
             del self._by_name[record.name]
         self.execs.forget_container(container)
         if volumes:
-            self._remove_anonymous_volumes(record)
+            await self._mounts.remove_anonymous(record)
         self.lifecycle.publish(container, "destroy")
         container.announce_removal()
-
-    def _remove_anonymous_volumes(self, record: Record) -> None:
-        for point in record.mounts:
-            if point.type == "volume" and point.anonymous and not self._volume_users(point.name):
-                try:
-                    self._volumes.remove(point.name, force=True)
-                except (TareError, OSError) as error:
-                    _log.warning("volume %s: not removed: %s", point.name, error)
 
     async def prune(self, wanted: Callable[[Container], bool]) -> tuple[list[str], int]:
         """Remove all stopped containers that ``wanted`` accepts; returns their ids and the bytes freed."""

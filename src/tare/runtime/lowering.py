@@ -22,6 +22,7 @@ from __future__ import annotations
 import binascii
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ _DEV_MOUNT: dict[str, Any] = {
     "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
 }
+_FOREIGN = re.compile(r"/proc/([0-9]+)/root/(.+)")
+"""A bind source inside another process's root: it has to be taken out of that process's mount namespace."""
 _IPC_SYSCTLS = frozenset(
     "kernel." + name for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
@@ -164,12 +167,14 @@ def lower_exec(
     if privileged:
         everything = list(capabilities.NAMES)
         process_config = {**process_config, "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), everything)}
-    steps.extend(lower_process(process_config, around, filter_text, int(defaults.get("flags", 0))))
+    steps.extend(lower_process(process_config, around, filter_text, int(defaults.get("flags", 0)), make_directory=False))
     return ExecPlan(exec_id, stdio, tuple(steps))
 
 
-def lower_process(config: Mapping[str, Any], around: Surroundings, filter_text: str, filter_flags: int) -> list[Step]:
-    """Steps from inside the root to exec, for a container's first process and for an exec."""
+def lower_process(
+    config: Mapping[str, Any], around: Surroundings, filter_text: str, filter_flags: int, *, make_directory: bool = True
+) -> list[Step]:
+    """Steps from inside the root to exec, for a container's first process and for an exec (which finds its directory or fails)."""
     args = tuple(config.get("args") or ())
     if not args:
         raise ValueError("process.args must not be empty")
@@ -194,7 +199,7 @@ def lower_process(config: Mapping[str, Any], around: Surroundings, filter_text: 
         steps.append(process.NumericUser(int(user.get("uid", 0)), int(user.get("gid", 0)), groups))
     else:
         steps.append(process.LookUpUser(around.user, around.additional_groups))
-    if cwd != "/":
+    if cwd != "/" and make_directory:
         steps.append(process.MakeWorkingDirectory(cwd))
     steps.append(process.ConnectStreams())
     steps.append(process.CloseDescriptors())
@@ -254,8 +259,10 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
             mounting.append(rootfs.MakeDevices(rootfs.DEFAULT_DEVICES, by_bind="user" in wanted))
             mounting.append(rootfs.LinkDevices())
     steps: list[Step] = []
-    if sources:
-        steps.append(mounts.OpenSources(tuple(sources)))
+    foreign = {destination: match for destination, path, _, _ in sources if (match := _FOREIGN.fullmatch(path))}
+    if own := tuple(source for source in sources if source[0] not in foreign):
+        steps.append(mounts.OpenSources(own))
+    steps.extend(namespaces.OpenForeignSource(place, int(match[1]), match[2]) for place, match in foreign.items())
     steps.append(mounts.PrivateMounts(MS_PRIVATE))
     if isinstance(around.root, OverlayRootPlan):
         steps.append(mounts.MountOverlayRoot(around.root.lower, around.root.upper, around.root.work, around.run_dir))

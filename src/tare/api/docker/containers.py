@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tare.api.docker import container_views as views
+from tare.api.docker import version_differences as differences
 from tare.api.docker.attach import attach_request, detach_keys
 from tare.api.docker.filters import container_filter
 from tare.api.docker.logs import stream_logs
-from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters
+from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters, terminal_size
 from tare.containers.signals import parse_signal
 from tare.containers.stats import stats_document, stats_stream
 from tare.containers.top import top
 from tare.errors import InvalidArgument, NotFound, Unsupported
 from tare.http.message import ClientDisconnected, Request, Response
-from tare.wire.container import CreateRequest, UpdateRequest
+from tare.wire.container import Config, CreateRequest, UpdateRequest
 
 if TYPE_CHECKING:
     from tare.api.docker.versions import ApiVersion
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from tare.networks.model import Connection
 
 NO_CONTENT = Response(status=204)
+
+_EMPTY_OBJECT = 7
+"""Bytes of a body of start that dockerd takes for an empty object; more is a host configuration, which start does not take."""
+_CONFIG_DEFAULTS = tuple(zip(Config.__struct_fields__, Config.__struct_defaults__, strict=True))
 
 
 class ContainerHandlers:
@@ -42,13 +47,17 @@ class ContainerHandlers:
 
     # -- create, list, inspect --------------------------------------------------------------------------------------------------------
 
-    async def create(self, request: Request) -> Response:
+    async def create(self, request: Request, version: ApiVersion) -> Response:
         body = await json_body(request, CreateRequest)
+        if not any(getattr(body, field) != field_default for field, field_default in _CONFIG_DEFAULTS):
+            raise InvalidArgument("config cannot be empty in order to create a container")
+        differences.create_request(body, version)
         name = request.query.get("name", "")
-        container, warnings = await self._containers.create(body, name, request.query.get("platform", ""))
+        platform = request.query.get("platform", "") if version >= (1, 41) else ""
+        container, warnings = await self._containers.create(body, name, platform)
         return json_response({"Id": container.id, "Warnings": warnings}, 201)
 
-    async def index(self, request: Request) -> Response:
+    async def index(self, request: Request, version: ApiVersion) -> Response:
         filters = read_filters(request)
         limit = integer(request, "limit", 0)
         everything = boolean(request, "all") or limit > 0
@@ -58,10 +67,14 @@ class ContainerHandlers:
         for container in self._containers.all():
             if not (everything or container.running or "status" in filters or "exited" in filters) or not wanted(container):
                 continue
-            items.append(await self._list_item(container, size))
+            items.append(differences.list_item(await self._list_item(container, size), version))
             if limit > 0 and len(items) >= limit:
                 break
         return json_response(items)
+
+    async def summaries(self, version: ApiVersion) -> list[dict[str, Any]]:
+        """Every container as the list shows it, with sizes."""
+        return [differences.list_item(await self._list_item(each, size=True), version) for each in self._containers.all()]
 
     async def _list_item(self, container: Container, size: bool) -> dict[str, Any]:
         record = container.record
@@ -89,51 +102,56 @@ class ContainerHandlers:
         return [
             views.mount_view(point, str(self._engine.volumes.mountpoint(point.name)) if point.type == "volume" else point.source)
             for point in record.mounts
-            if point.destination not in (record.host_config.tmpfs or {})
+            if point.type != "tmpfs" or point.from_mounts
         ]
 
     async def _sizes(self, record: Record) -> tuple[int, int]:
         own = await asyncio.to_thread(self._engine.snapshots.usage, record.id)
         return own, own + self._engine.images.size_of(record.image)
 
-    async def inspect(self, request: Request) -> Response:
+    async def inspect(self, request: Request, version: ApiVersion) -> Response:
         container = self._get(request)
         record = container.record
         launcher = self._containers.launcher
-        return json_response(
-            views.inspect_view(
-                container,
-                connections=self._connections(record),
-                paths=launcher.paths(record),
-                mounts=self._mounts(record),
-                graph=launcher.graph_driver(record),
-                exec_ids=sorted(container.exec_ids) or None,
-                sizes=await self._sizes(record) if boolean(request, "size") else None,
-            )
+        view = views.inspect_view(
+            container,
+            connections=self._connections(record),
+            paths=launcher.paths(record),
+            mounts=self._mounts(record),
+            graph=launcher.graph_driver(record),
+            exec_ids=sorted(container.exec_ids) or None,
+            sizes=await self._sizes(record) if boolean(request, "size") else None,
         )
+        return json_response(differences.inspect_view(view, version))
 
     # -- start, stop, ... -------------------------------------------------------------------------------------------------------------
 
     async def start(self, request: Request) -> Response:
+        if request.head.chunked or (request.head.content_length or 0) > _EMPTY_OBJECT:
+            raise InvalidArgument("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
         await request.read()
         await self._containers.lifecycle.start(self._get(request))
         return NO_CONTENT
 
-    async def stop(self, request: Request) -> Response:
-        timeout = integer(request, "t", None)
-        await self._containers.lifecycle.stop(self._get(request), timeout, request.query.get("signal", ""))
+    async def stop(self, request: Request, version: ApiVersion) -> Response:
+        timeout, signal_name = _stop_options(request, version)
+        await self._containers.lifecycle.stop(self._get(request), timeout, signal_name)
         return NO_CONTENT
 
-    async def restart(self, request: Request) -> Response:
-        timeout = integer(request, "t", None)
-        await self._containers.lifecycle.restart(self._get(request), timeout, request.query.get("signal", ""))
+    async def restart(self, request: Request, version: ApiVersion) -> Response:
+        timeout, signal_name = _stop_options(request, version)
+        await self._containers.lifecycle.restart(self._get(request), timeout, signal_name)
         return NO_CONTENT
 
     async def kill(self, request: Request) -> Response:
         name = request.query.get("signal", "")
         if name:
             parse_signal(name)
-        await self._containers.lifecycle.kill(self._get(request), name, request.params["id"])
+        try:
+            container = self._get(request)
+        except NotFound as error:
+            raise NotFound(f"cannot kill container: {request.params['id']}: {error}") from None
+        await self._containers.lifecycle.kill(container, name, request.params["id"])
         return NO_CONTENT
 
     async def pause(self, request: Request) -> Response:
@@ -148,10 +166,11 @@ class ContainerHandlers:
         self._containers.rename(self._get(request), request.query.get("name", ""))
         return NO_CONTENT
 
-    async def update(self, request: Request) -> Response:
+    async def update(self, request: Request, version: ApiVersion) -> Response:
         body = await json_body(request, UpdateRequest)
+        differences.update_request(body, version)
         warnings = await self._containers.update(self._get(request), body)
-        return json_response({"Warnings": warnings})
+        return json_response({"Warnings": warnings or None})
 
     async def remove(self, request: Request) -> Response:
         if boolean(request, "link"):
@@ -167,8 +186,8 @@ class ContainerHandlers:
 
     # -- wait -------------------------------------------------------------------------------------------------------------------------
 
-    async def wait(self, request: Request) -> Response | None:
-        condition = request.query.get("condition", "") or "not-running"
+    async def wait(self, request: Request, version: ApiVersion) -> Response | None:
+        condition = (request.query.get("condition", "") if version >= (1, 30) else "") or "not-running"
         if condition not in ("not-running", "next-exit", "removed"):
             raise InvalidArgument(f'invalid condition: "{condition}"')
         container = self._get(request)
@@ -203,9 +222,7 @@ class ContainerHandlers:
         await stream_logs(self._containers, self._get(request), request, version)
 
     async def resize(self, request: Request) -> Response:
-        rows, columns = integer(request, "h", None), integer(request, "w", None)
-        if rows is None or columns is None or rows < 0 or columns < 0:
-            raise InvalidArgument("resize needs h (rows) and w (columns), both whole numbers")
+        rows, columns = terminal_size(request)
         container = self._get(request)
         task = self._containers.lifecycle.require_task(container)
         if container.record.config.tty:  # without a terminal there is nothing to do, and dockerd says that this went well
@@ -217,11 +234,11 @@ class ContainerHandlers:
         task = self._containers.lifecycle.require_task(container)
         return json_response(await top(self._containers.cgroup(container).pids(), task.pid, request.query.get("ps_args", "") or "-ef"))
 
-    async def stats(self, request: Request) -> Response | None:
+    async def stats(self, request: Request, version: ApiVersion) -> Response | None:
         container = self._get(request)
         follow = "stream" not in request.query or boolean(request, "stream")
         if not follow:
-            one_shot = boolean(request, "one-shot")
+            one_shot = version >= (1, 41) and boolean(request, "one-shot")
             return json_response(await stats_document(self._containers, container, one_shot=one_shot))
         stream = await request.stream()
         async for document in stats_stream(self._containers, container):
@@ -239,6 +256,11 @@ class ContainerHandlers:
     async def no_copy(self, request: Request) -> Response:
         self._get(request)
         raise Unsupported("copying files from or to a container (cp, export) is not part of this release: use 'exec -i' with tar")
+
+
+def _stop_options(request: Request, version: ApiVersion) -> tuple[int | None, str]:
+    """Timeout and signal of stop and restart; the signal exists since 1.42."""
+    return integer(request, "t", None), request.query.get("signal", "") if version >= (1, 42) else ""
 
 
 def _of_the_engine(path: str) -> bool:

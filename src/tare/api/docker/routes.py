@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from tare.api.docker import absent
 from tare.api.docker.containers import ContainerHandlers
+from tare.api.docker.df import UsageHandlers
 from tare.api.docker.execs import ExecHandlers
 from tare.api.docker.images import ImageHandlers
 from tare.api.docker.networks import NetworkHandlers
+from tare.api.docker.registries import RegistryHandlers
 from tare.api.docker.system import SystemHandlers
 from tare.api.docker.versions import ApiVersion
 from tare.api.docker.volumes import VolumeHandlers
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
 
 Handler = Callable[[Request, ApiVersion], Awaitable[Response | None]]
 Routes = Router[Handler]
-
-SWARM_ONLY = ("swarm", "nodes", "services", "tasks", "secrets", "configs")
 
 
 def plain(handler: Callable[[Request], Awaitable[Response | None]]) -> Handler:
@@ -38,11 +39,14 @@ def table(engine: Engine) -> Routes:
     """All endpoints over one engine."""
     routes: Routes = Router()
     add_system(routes, SystemHandlers(engine))
+    routes.add("GET", "/system/df", UsageHandlers(engine, ContainerHandlers(engine)).usage)
+    add_registries(routes, RegistryHandlers(engine))
     add_images(routes, ImageHandlers(engine))
     add_containers(routes, ContainerHandlers(engine))
     add_execs(routes, ExecHandlers(engine))
     add_networks(routes, NetworkHandlers(engine))
     add_volumes(routes, VolumeHandlers(engine))
+    add_absent(routes)
     return routes
 
 
@@ -52,14 +56,26 @@ def add_system(routes: Routes, system: SystemHandlers) -> None:
     routes.add("GET", "/version", plain(system.version))
     routes.add("GET", "/info", system.info)
     routes.add("GET", "/events", system.events)
-    routes.add("POST", "/auth", plain(system.auth))
-    routes.add("GET", "/plugins", plain(system.plugins))
     for method, path in (("POST", "/build"), ("POST", "/session"), ("POST", "/grpc"), ("POST", "/build/prune"), ("POST", "/build/cancel")):
         routes.add(method, path, plain(system.no_builder))
-    for name in SWARM_ONLY:
-        for method in ("GET", "POST", "PUT", "DELETE"):
-            routes.add(method, f"/{name}", plain(system.no_swarm))
-            routes.add(method, f"/{name}/{{rest:*}}", plain(system.no_swarm))
+
+
+def add_absent(routes: Routes) -> None:
+    routes.add("OPTIONS", "/{path:*}", plain(absent.options))
+    routes.add("GET", "/plugins", plain(absent.plugin_list))
+    for method, path in (("GET", "/plugins/privileges"), ("POST", "/plugins/pull"), ("POST", "/plugins/create")):
+        routes.add(method, path, plain(absent.plugin_install))
+    routes.add("GET", "/plugins/{name:*}/json", plain(absent.plugin))
+    routes.add("DELETE", "/plugins/{name:*}", plain(absent.plugin))
+    for name in ("enable", "disable", "push", "upgrade", "set"):
+        routes.add("POST", f"/plugins/{{name:*}}/{name}", plain(absent.plugin))
+    for path in ("/swarm/init", "/swarm/join"):
+        routes.add("POST", path, plain(absent.swarm_begin))
+    routes.add("POST", "/swarm/leave", plain(absent.swarm_leave))
+    for family in absent.SWARM_FAMILIES:
+        for method in ("GET", "POST", "DELETE"):
+            routes.add(method, f"/{family}", plain(absent.swarm))
+            routes.add(method, f"/{family}/{{rest:*}}", plain(absent.swarm))
 
 
 def add_images(routes: Routes, images: ImageHandlers) -> None:
@@ -73,21 +89,28 @@ def add_images(routes: Routes, images: ImageHandlers) -> None:
     routes.add("GET", "/images/{name:*}/json", images.inspect)
     routes.add("GET", "/images/{name:*}/history", plain(images.history))
     routes.add("POST", "/images/{name:*}/tag", plain(images.tag))
-    routes.add("POST", "/images/{name:*}/push", plain(images.push))
     routes.add("DELETE", "/images/{name:*}", plain(images.delete))
-    routes.add("GET", "/distribution/{name:*}/json", plain(images.distribution))
+
+
+def add_registries(routes: Routes, registries: RegistryHandlers) -> None:
+    routes.add("POST", "/auth", plain(registries.auth))
+    routes.add("POST", "/images/{name:*}/push", plain(registries.push))
+    routes.add("GET", "/distribution/{name:*}/json", plain(registries.distribution))
 
 
 def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
-    routes.add("POST", "/containers/create", plain(containers.create))
-    routes.add("GET", "/containers/json", plain(containers.index))
+    routes.add("POST", "/containers/create", containers.create)
+    routes.add("GET", "/containers/json", containers.index)
     routes.add("POST", "/containers/prune", plain(containers.prune))
-    routes.add("GET", "/containers/{id}/json", plain(containers.inspect))
+    routes.add("GET", "/containers/{id}/json", containers.inspect)
     routes.add("DELETE", "/containers/{id}", plain(containers.remove))
-    for name in ("start", "stop", "restart", "kill", "pause", "unpause", "rename", "update", "wait", "resize"):
+    for name in ("start", "kill", "pause", "unpause", "rename", "resize"):
         routes.add("POST", f"/containers/{{id}}/{name}", plain(getattr(containers, name)))
-    for name in ("top", "stats", "changes"):
+    for name in ("stop", "restart", "update", "wait"):
+        routes.add("POST", f"/containers/{{id}}/{name}", getattr(containers, name))
+    for name in ("top", "changes"):
         routes.add("GET", f"/containers/{{id}}/{name}", plain(getattr(containers, name)))
+    routes.add("GET", "/containers/{id}/stats", containers.stats)
     routes.add("POST", "/containers/{id}/attach", containers.attach)
     routes.add("GET", "/containers/{id}/attach/ws", containers.attach_websocket)
     routes.add("GET", "/containers/{id}/logs", containers.logs)
@@ -116,6 +139,7 @@ def add_networks(routes: Routes, networks: NetworkHandlers) -> None:
 def add_volumes(routes: Routes, volumes: VolumeHandlers) -> None:
     routes.add("GET", "/volumes", plain(volumes.list))
     routes.add("POST", "/volumes/create", plain(volumes.create))
-    routes.add("POST", "/volumes/prune", plain(volumes.prune))
+    routes.add("POST", "/volumes/prune", volumes.prune)
     routes.add("GET", "/volumes/{name}", plain(volumes.inspect))
+    routes.add("PUT", "/volumes/{name}", plain(volumes.update))
     routes.add("DELETE", "/volumes/{name}", plain(volumes.remove))

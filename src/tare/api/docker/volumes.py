@@ -1,9 +1,9 @@
-"""``/volumes``: create, list, inspect, remove and prune volumes."""
+"""``/volumes``: create, list, inspect, update, remove and prune volumes, and Tare's own export, import, clone and snapshot."""
 
 from __future__ import annotations
 
-import asyncio
-import os
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,12 +11,16 @@ import msgspec
 from tare.api.docker.container_views import rfc3339
 from tare.api.docker.filter_parameter import Filters
 from tare.api.docker.params import boolean, json_body, json_response, read_filters
-from tare.errors import InvalidArgument
+from tare.api.docker.versions import ApiVersion
+from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import Request, Response
+from tare.volumes.model import Volume
 
 if TYPE_CHECKING:
     from tare.engine import Engine
-    from tare.volumes.service import Volume
+
+PRUNE_ANONYMOUS: ApiVersion = (1, 42)
+"""From this version on prune takes anonymous volumes only, unless the filter ``all`` says otherwise."""
 
 
 class VolumeCreateRequest(msgspec.Struct, rename="pascal", kw_only=True):
@@ -29,6 +33,29 @@ class VolumeCreateRequest(msgspec.Struct, rename="pascal", kw_only=True):
     cluster_volume_spec: dict[str, Any] | None = None
 
 
+class VolumeUpdateRequest(msgspec.Struct, rename="pascal", kw_only=True):
+    """Body of ``PUT /volumes/{name}``: dockerd knows the specification of cluster volumes only, labels are ours."""
+
+    spec: dict[str, Any] | None = None
+    labels: dict[str, str] | None = None
+
+
+def volume_view(volume: Volume, mountpoint: str, usage: tuple[int, int] | None = None) -> dict[str, Any]:
+    """A volume as clients see it; ``usage`` is size and reference count."""
+    view: dict[str, Any] = {
+        "CreatedAt": rfc3339(volume.created // 10**9 * 10**9),
+        "Driver": volume.driver,
+        "Labels": volume.labels and dict(sorted(volume.labels.items())),
+        "Mountpoint": mountpoint,
+        "Name": volume.name,
+        "Options": volume.options and dict(sorted(volume.options.items())),
+        "Scope": "local",
+    }
+    if usage is not None:
+        view["UsageData"] = {"Size": usage[0], "RefCount": usage[1]}
+    return view
+
+
 class VolumeHandlers:
     """Handlers of the volume endpoints over one engine."""
 
@@ -36,15 +63,7 @@ class VolumeHandlers:
         self._volumes = engine.volumes
 
     def _view(self, volume: Volume) -> dict[str, Any]:
-        return {
-            "CreatedAt": rfc3339(volume.created // 10**9 * 10**9),
-            "Driver": volume.driver,
-            "Labels": volume.labels or None,
-            "Mountpoint": str(self._volumes.mountpoint(volume.name)),
-            "Name": volume.name,
-            "Options": volume.options or None,
-            "Scope": "local",
-        }
+        return volume_view(volume, str(self._volumes.mountpoint(volume.name)))
 
     async def create(self, request: Request) -> Response:
         body = await json_body(request, VolumeCreateRequest)
@@ -54,52 +73,54 @@ class VolumeHandlers:
         return json_response(self._view(volume), 201)
 
     async def list(self, request: Request) -> Response:
-        wanted = self._filter(read_filters(request), ("dangling", "driver", "label", "name"))
+        wanted = self._predicate(read_filters(request).check(("dangling", "driver", "label", "name")))
         return json_response({"Volumes": [self._view(v) for v in self._volumes.list() if wanted(v)], "Warnings": None})
 
     async def inspect(self, request: Request) -> Response:
         return json_response(self._view(self._volumes.get(request.params["name"])))
 
+    async def update(self, request: Request) -> Response:
+        name = request.params["name"]
+        self._volumes.get(name)
+        body = await json_body(request, VolumeUpdateRequest)
+        if body.labels is None:
+            raise Unsupported(f"update {name}: cluster volumes need a swarm, which this engine does not offer")
+        return json_response(self._view(self._volumes.relabel(name, body.labels)))
+
     async def remove(self, request: Request) -> Response:
-        self._volumes.remove(request.params["name"], force=boolean(request, "force"))
+        await self._volumes.remove_aside(request.params["name"], force=boolean(request, "force"))
         return Response(status=204)
 
-    async def prune(self, request: Request) -> Response:
-        filters = read_filters(request)
-        everything = filters.pop("all", ["false"])[0].lower() in ("1", "true")
-        wanted = self._filter(filters, ("label", "label!"))
-        removed, freed = [], 0
-        for volume in self._volumes.list():
-            if (everything or volume.anonymous) and wanted(volume) and not self._volumes.users(volume.name):
-                freed += await asyncio.to_thread(_usage, str(self._volumes.mountpoint(volume.name)))
-                self._volumes.remove(volume.name)
-                removed.append(volume.name)
-        return json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": freed})
+    async def prune(self, request: Request, version: ApiVersion) -> Response:
+        accepted = ("label", "label!", "all") if version >= PRUNE_ANONYMOUS else ("label", "label!")
+        filters = read_filters(request).check(accepted)
+        if len(filters.values_of("all")) > 1:
+            raise InvalidArgument(f"invalid filter 'all=[{' '.join(filters.values_of('all'))}]'")
+        everything = filters.flag("all", default=version < PRUNE_ANONYMOUS)
+        filters.pop("all", None)
+        removed, freed = await self._volumes.prune(self._predicate(filters), everything)
+        return json_response({"VolumesDeleted": removed, "SpaceReclaimed": freed})
 
-    def _filter(self, filters: Filters, accepted: tuple[str, ...]) -> Any:
-        for key in filters:
-            if key not in accepted:
-                raise InvalidArgument(f"invalid filter '{key}'")
+    def _predicate(self, filters: Filters) -> Callable[[Volume], bool]:
+        """All filters as one test; dangling is evaluated lazily, because it looks at every container."""
+        dangling = filters.flag("dangling") if filters.values_of("dangling") else None
+        names = [_name_test(text) for text in filters.values_of("name")]
 
         def wanted(volume: Volume) -> bool:
-            dangling = filters.get("dangling")
-            if dangling and (not self._volumes.users(volume.name)) != (dangling[0].lower() in ("1", "true")):
-                return False
-            if (names := filters.get("name")) and not any(name in volume.name for name in names):
-                return False
-            if (drivers := filters.get("driver")) and volume.driver not in drivers:
-                return False
-            if not all(_labelled(volume, text) for text in filters.get("label", [])):
-                return False
-            return not any(_labelled(volume, text) for text in filters.get("label!", []))
+            return (
+                filters.matches("driver", volume.driver)
+                and filters.matches_labels(volume.labels)
+                and (not names or any(test(volume.name) for test in names))
+                and (dangling is None or dangling is not bool(self._volumes.users(volume.name)))
+            )
 
         return wanted
 
 
-def _labelled(volume: Volume, text: str) -> bool:
-    key, equals, value = text.partition("=")
-    return key in volume.labels and (not equals or volume.labels[key] == value)
-
-
-def _usage(path: str) -> int:
-    return sum(os.lstat(os.path.join(folder, name)).st_blocks * 512 for folder, _, names in os.walk(path) for name in names)
+def _name_test(text: str) -> Callable[[str], bool]:
+    """A name filter is a regular expression that may match anywhere, or else plain text."""
+    try:
+        pattern = re.compile(text)
+    except re.error:
+        return lambda name: text in name
+    return lambda name: text == name or pattern.search(name) is not None

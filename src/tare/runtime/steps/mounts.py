@@ -17,6 +17,8 @@ from tare.linux.constants import (
     MS_REC,
     O_PATH,
     PROC_SUPER_MAGIC,
+    RESOLVE_BENEATH,
+    RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
 )
 from tare.runtime.context import Context, SetupFailed, reason, why
@@ -80,19 +82,33 @@ DIRECTORY_HINT = (
 class OpenSources(NamedTuple):
     """Clone the mounts behind all bind sources while we still see the host's tree, with its propagation."""
 
-    sources: tuple[tuple[str, str, bool], ...]
-    """Destination, host path, recursive."""
+    sources: tuple[tuple[str, str, bool, str], ...]
+    """Destination, host path, recursive, and a path that is resolved beneath the host path: what lies there is not trusted."""
 
     def describe(self) -> str:
-        return "open bind sources: " + ", ".join(path for _, path, _ in self.sources)
+        return "open bind sources: " + ", ".join(path + (f" ({inner})" if inner else "") for _, path, _, inner in self.sources)
 
     def run(self, context: Context) -> None:
-        for destination, path, recursive in self.sources:
+        for destination, path, recursive, inner in self.sources:
             try:
-                context.sources[destination] = mount.open_tree(AT_FDCWD, path, recursive=recursive)
+                context.sources[destination] = self._open(path, recursive, inner)
             except OSError as error:
                 text = f'error mounting "{path}" to rootfs at "{destination}": {path}: {why(error)}'
                 raise SetupFailed(text) from None
+
+    @staticmethod
+    def _open(path: str, recursive: bool, inner: str) -> int:
+        if not inner:
+            return mount.open_tree(AT_FDCWD, path, recursive=recursive)
+        base = os.open(path, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            place = mount.openat2(base, inner, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+            try:
+                return mount.open_tree(place, "", recursive=recursive)
+            finally:
+                os.close(place)
+        finally:
+            os.close(base)
 
 
 @step
