@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +39,19 @@ class Answer:
     status: int
     content_type: str
     document: Any
+
+
+class OpenCall:
+    """A response under way."""
+
+    def __init__(self, connection: UnixConnection, response: http.client.HTTPResponse) -> None:
+        self._connection, self._response = connection, response
+
+    def finish(self) -> tuple[int, str, Any]:
+        """Status, content type and document."""
+        payload = self._response.read()
+        self._connection.close()
+        return self._response.status, self._response.headers.get("Content-Type", ""), json.loads(payload) if payload else None
 
 
 class Recorder:
@@ -68,6 +83,37 @@ class Recorder:
             assert label not in self.answers, label
             self.answers[label] = Answer(response.status, content_type, document)
         return document
+
+    def keep(self, label: str, status: int, content_type: str, document: Any) -> None:
+        """Keep an answer that was got in another way."""
+        assert label not in self.answers, label
+        self.answers[label] = Answer(status, content_type, document)
+
+    def stream(self, method: str, path: str) -> OpenCall:
+        """A call whose head has come and whose body has not."""
+        connection = UnixConnection(self._socket)
+        connection.request(method, VERSION + path)
+        return OpenCall(connection, connection.getresponse())
+
+    def raw(self, label: str, request: bytes, then: Callable[[], object] = lambda: None) -> bytes:
+        """Bytes as they are; ``then`` is called when the head of the answer is there. Keeps the answer's head and its bytes."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(40)
+            sock.connect(self._socket)
+            sock.sendall(request)
+            received = sock.recv(65536)
+            then()
+            while data := sock.recv(65536):
+                received += data
+        head, _, body = received.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        shown = sorted(line for line in lines if line.split(":")[0].lower() in ("content-type", "connection", "upgrade"))
+        self.keep(label, int(first.split()[1]), "", {"head": [first, *shown], "body": body.decode("latin-1")})
+        return body
+
+    def now(self) -> str:
+        """The present in the form of ``since`` and ``until``."""
+        return f"{time.time():.9f}"
 
     def create(self, name: str, command: str = "sleep 1000", **config: Any) -> str:
         """A container; returns its id. Not recorded."""

@@ -65,7 +65,7 @@ class ExecSessions:
         session = ExecSession(new_id(), container, request)
         self._sessions[session.id] = session
         container.exec_ids.add(session.id)
-        self._lifecycle.publish(container, f"exec_create: {' '.join(request.cmd)}", {"execID": session.id})
+        self._lifecycle.publish(container, f"exec_create: {_action_text(request.cmd)}", {"execID": session.id})
         return session
 
     def get(self, exec_id: str) -> ExecSession:
@@ -103,7 +103,8 @@ class ExecSessions:
         try:
             session.task = await task.exec(launch)
         except StartFailed as error:
-            self._finish(session, Exit(error.exit_code, time.time_ns(), error=str(error)))
+            # As dockerd: what fails before there is a command to speak of (an unknown user) is "cannot be invoked".
+            self._finish(session, Exit(126 if error.exit_code == 128 else error.exit_code, time.time_ns(), error=str(error)))
             raise
         except BaseException:
             self._finish(session, Exit(128, time.time_ns()))
@@ -111,7 +112,7 @@ class ExecSessions:
         session.running = True
         session.pid = session.task.pid
         session.launched.set()
-        self._lifecycle.publish(session.container, f"exec_start: {' '.join(request.cmd or ())}", {"execID": session.id})
+        self._lifecycle.publish(session.container, f"exec_start: {_action_text(request.cmd or [])}", {"execID": session.id})
         watcher = asyncio.create_task(self._watch(session, session.task), name=f"exec-{session.id[:12]}")
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
@@ -177,3 +178,8 @@ def exec_environment(container_env: list[str], own: list[str] | None) -> list[st
         else:
             merged.pop(name, None)
     return list(merged.values())
+
+
+def _action_text(command: list[str]) -> str:
+    """A command in an event's action: the program, a blank, its arguments; the blank is there without arguments too."""
+    return f"{command[0] if command else ''} {' '.join(command[1:])}"

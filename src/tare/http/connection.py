@@ -352,7 +352,9 @@ class Connection(asyncio.Protocol):
         bodyless = status < 200 or status in (204, 304)
         parts = [self._head_start(status)]
         if not bodyless:
-            parts.append(b"Content-Type: %b\r\nContent-Length: %d\r\n" % (response.content_type.encode("latin-1"), len(body)))
+            if body:
+                parts.append(b"Content-Type: %b\r\n" % response.content_type.encode("latin-1"))
+            parts.append(b"Content-Length: %d\r\n" % len(body))
         _append_headers(parts, response.headers)
         parts.append(_connection_line(request.head, keep))
         if not bodyless and request.method != "HEAD":

@@ -8,7 +8,10 @@ would be right: dockerd has no 405.
 from __future__ import annotations
 
 import logging
+import posixpath
+import re
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from tare.api.docker import errors, routes, versions
 from tare.errors import TareError
@@ -20,6 +23,16 @@ if TYPE_CHECKING:
     from tare.engine import Engine
 
 log = logging.getLogger("tare.api")
+
+
+_UNCLEAN = re.compile(r"//|/\.\.?(?:/|$)")
+
+
+def _redirect(request: Request) -> Response:
+    """A path with empty or dotted segments is sent to its clean form, as dockerd's router does: clients ask for ``/containers//name/json``."""
+    clean = posixpath.normpath("/" + request.path.lstrip("/")) + ("/" if request.path.endswith("/") else "")
+    query = f"?{request.raw_query}" if request.raw_query else ""
+    return Response(301, headers=(("Location", quote(clean) + query),))
 
 
 def default_headers() -> dict[str, str]:
@@ -40,6 +53,8 @@ class DockerApi:
 
     async def __call__(self, request: Request) -> Response | None:
         try:
+            if _UNCLEAN.search(request.path):
+                return _redirect(request)
             version, path = versions.split(request.path)
             route, request.params = self._router.find(request.method, path)
             if route.max_body is not None:

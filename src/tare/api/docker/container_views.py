@@ -280,7 +280,7 @@ def list_view(
         "Mounts": list(mounts),
     }
     if sizes is not None:
-        view["SizeRw"], view["SizeRootFs"] = sizes
+        view |= {name: size for name, size in zip(("SizeRw", "SizeRootFs"), sizes, strict=True) if size}
     return view
 
 

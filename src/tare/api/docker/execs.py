@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tare.api.docker.attach import parse_detach_keys, stream_type, upgrade_head
-from tare.api.docker.params import integer, json_body, json_response
+from tare.api.docker.params import json_body, json_response, terminal_size
 from tare.containers.execs import ExecSession
 from tare.containers.task import Attachment
-from tare.errors import InvalidArgument, StartFailed, TareError
+from tare.errors import StartFailed, TareError
 from tare.http.message import Request, Response
 from tare.wire.container import ExecCreateRequest, ExecStartRequest
 
@@ -75,9 +75,7 @@ class ExecHandlers:
         return json_response(_view(session))
 
     async def resize(self, request: Request) -> Response:
-        rows, columns = integer(request, "h", None), integer(request, "w", None)
-        if rows is None or columns is None:
-            raise InvalidArgument("resize needs h (rows) and w (columns), both whole numbers")
+        rows, columns = terminal_size(request)
         await self._execs.resize(self._execs.get(request.params["id"]), rows, columns)
         return Response(status=200)
 
@@ -103,7 +101,7 @@ def _view(session: ExecSession) -> dict[str, object]:
         "OpenStdin": request.attach_stdin,
         "OpenStderr": request.attach_stderr,
         "OpenStdout": request.attach_stdout,
-        "CanRemove": session.exit_code is not None,
+        "CanRemove": False,
         "ContainerID": session.container.id,
         "DetachKeys": request.detach_keys.encode().hex() if not request.detach_keys else request.detach_keys,
         "Pid": session.pid,

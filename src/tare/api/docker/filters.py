@@ -53,7 +53,7 @@ def _filter(key: str, values: list[str], containers: Containers, images: Images)
         return _ancestor(values, images)
     if key == "is-task":
         if values[0].lower() not in ("true", "1", "false", "0"):
-            raise InvalidArgument(f"invalid filter 'is-task={values[0]}'")
+            raise InvalidArgument(f"invalid filter 'is-task=[{values[0]}]'")
         return lambda c: values[0].lower() in ("false", "0")
     return lambda c: True  # isolation: there is but one on Linux
 
@@ -62,7 +62,7 @@ def _exited(values: list[str]) -> Filter:
     try:
         codes = {int(value) for value in values}
     except ValueError:
-        raise InvalidArgument(f"invalid filter 'exited={values[0]}'") from None
+        raise InvalidArgument(f'strconv.Atoi: parsing "{values[0]}": invalid syntax') from None
     return lambda c: c.record.state.exit_code in codes and not c.running and c.record.state.started_at > 0
 
 
@@ -76,7 +76,7 @@ def _status(values: list[str]) -> Filter:
 def _health(values: list[str]) -> Filter:
     for value in values:
         if value not in _HEALTHS:
-            raise InvalidArgument(f"invalid filter 'health={value}'")
+            raise InvalidArgument(f"unrecognised filter value for health: {value}")
     return lambda c: (c.health.status if c.health else "none") in values
 
 
@@ -114,7 +114,7 @@ def _port_range(text: str) -> list[str]:
     numbers, _, protocol = text.partition("/")
     first, _, last = numbers.partition("-")
     if not first.isdecimal() or (last and not last.isdecimal()) or int(last or first) > 65535:
-        raise InvalidArgument(f"invalid filter port '{text}'")
+        raise InvalidArgument(f"invalid port '{text}': a number or a range FIRST-LAST is expected, with /tcp, /udp or /sctp behind it")
     return [f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1)]
 
 

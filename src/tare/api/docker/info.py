@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tare.api.docker import version_differences as differences
 from tare.api.docker import versions
 from tare.api.docker.versions import ApiVersion
 from tare.linux.cgroup.detect import Layout, detect
@@ -59,10 +60,11 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
         },
         "LiveRestoreEnabled": True,
         "Isolation": "",
-        "SecurityOptions": machine["security"],
+        "SecurityOptions": differences.security_options(machine["security"], version),
         "DefaultAddressPools": _DEFAULT_POOLS,
         "Warnings": machine["warnings"] + _listener_warnings(engine),
         "CDISpecDirs": None,
+        **({"ExecutionDriver": "<not supported>"} if version < (1, 25) else {}),
     }
 
 

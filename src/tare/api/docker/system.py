@@ -1,4 +1,4 @@
-"""The engine as a whole: ``/_ping``, ``/version``, ``/info``, ``/events``, ``/auth``, and what is not offered at all."""
+"""The engine as a whole: ``/_ping``, ``/version``, ``/info``, ``/events``, ``/auth``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from tare.api.docker import info, versions
 from tare.api.docker.event_filter import ALLOWED, EventFilter
-from tare.api.docker.params import json_body, json_response, read_filters, timestamp
+from tare.api.docker.params import json_response, read_filters, timestamp
 from tare.api.docker.streams import JsonStream
 from tare.api.docker.versions import ApiVersion
-from tare.errors import InvalidArgument, Unavailable, Unsupported
+from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import ClientDisconnected, Request, RequestError, Response
 from tare.wire import system as wire
 
@@ -27,10 +27,6 @@ _PING = Response(
     b"OK",
     "text/plain; charset=utf-8",
     (("Cache-Control", "no-cache, no-store, must-revalidate"), ("Pragma", "no-cache"), ("Swarm", "inactive")),
-)
-_SWARM = (
-    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again. '
-    "(Tare has no swarm mode.)"
 )
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -52,21 +48,6 @@ class SystemHandlers:
 
     async def info(self, request: Request, version: ApiVersion) -> Response:
         return json_response(info.document(self._engine, version))
-
-    async def plugins(self, request: Request) -> Response:
-        return json_response([])
-
-    async def auth(self, request: Request) -> Response:
-        """Check credentials with their registry."""
-        credentials = await json_body(request, wire.AuthConfig, optional=True)
-        check = getattr(self._engine.images, "login", None)
-        if check is None:
-            raise Unsupported("checking credentials (login) is not part of this release; a pull uses the credentials it is given")
-        token = await check(credentials)
-        return json_response(wire.AuthAnswer(status="Login Succeeded", identity_token=token or ""))
-
-    async def no_swarm(self, request: Request) -> Response:
-        raise Unavailable(_SWARM)
 
     async def no_builder(self, request: Request) -> Response:
         if request.params.get("rest") is None and request.path.endswith(("/session", "/grpc")) and request.upgrade is None:
