@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-from tare.distribution.channel import Broken, Channel
 from tare.distribution.decompress import decompress
 from tare.distribution.progress import Progress, Report
 from tare.errors import ResourceExhausted
@@ -26,6 +25,7 @@ from tare.images.archive_contents import Packaged, contents
 from tare.images.archive_read import Archive, blob_name
 from tare.images.garbage import Garbage, Pins
 from tare.images.image import ImageRecord
+from tare.images.intake import intake
 from tare.images.names import Names
 from tare.oci.digest import Digest
 from tare.oci.image import NO_TIME, Descriptor
@@ -33,8 +33,6 @@ from tare.oci.platform import Platform
 from tare.store.content import ContentStore
 from tare.store.layers.driver import LayerDriver
 from tare.store.metadata import Metadata
-
-_CHANNEL_LIMIT = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,7 @@ class Loader:
 
     async def receive(self, source: AsyncIterator[bytes]) -> Archive:
         """Take the archive in; ``close`` it after ``load``."""
-        channel = Channel(_CHANNEL_LIMIT)
-        worker = asyncio.create_task(asyncio.to_thread(Archive.receive, channel, self._content.scratch()))
-        worker.add_done_callback(lambda _: channel.break_())
-        try:
-            async for chunk in source:
-                if worker.done():
-                    break  # padding after the archive's end, or it failed
-                if chunk:
-                    await channel.put_async(bytes(chunk))
-            channel.close()
-            return await asyncio.shield(worker)
-        except Broken:
-            return await worker  # the worker gave up first: its error is the reason
-        except BaseException:
-            channel.break_()
-            with suppress(Exception):
-                (await worker).close()
-            raise
+        return await intake(source, lambda channel: Archive.receive(channel, self._content.scratch()), Archive.close)
 
     async def load(self, archive: Archive, platform: Platform | None, quiet: bool, report: Report) -> None:
         """Load every image of the archive. ``report`` gets Docker's messages."""

@@ -21,22 +21,29 @@ SHELL = ("/bin/sh", "-c")
 
 
 def apply_changes(config: ContainerConfig, changes: Sequence[str]) -> ContainerConfig:
-    """``config`` with every change applied in order. Raises ``InvalidArgument`` naming the change."""
+    """``config`` with every change applied in order. Raises ``InvalidArgument`` naming the change.
+
+    As in a Dockerfile, an ENTRYPOINT drops a CMD that was not given beside it.
+    """
+    own_command = False
     for change in changes:
         for line in change.splitlines():
-            if line.strip() and not line.lstrip().startswith("#"):
-                config = _apply(config, line.strip())
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            word, _, rest = line.strip().partition(" ")
+            config = _apply(config, word.upper(), rest.strip())
+            own_command = own_command or word.upper() == "CMD"
+            if word.upper() == "ENTRYPOINT" and not own_command:
+                config = msgspec.structs.replace(config, cmd=None)
     return config
 
 
-def _apply(config: ContainerConfig, line: str) -> ContainerConfig:
-    word, _, rest = line.partition(" ")
-    instruction = _INSTRUCTIONS.get(word.upper())
+def _apply(config: ContainerConfig, word: str, rest: str) -> ContainerConfig:
+    instruction = _INSTRUCTIONS.get(word)
     if instruction is None:
-        raise InvalidArgument(f"{word.upper()} is not a valid change command")
-    rest = rest.strip()
-    if not rest and word.upper() not in ("CMD", "ENTRYPOINT"):
-        raise InvalidArgument(f"{word.upper()} requires at least one argument")
+        raise InvalidArgument(f"{word} is not a valid change command")
+    if not rest and word not in ("CMD", "ENTRYPOINT"):
+        raise InvalidArgument(f"{word} requires at least one argument")
     return msgspec.structs.replace(config, **instruction(config, rest))
 
 

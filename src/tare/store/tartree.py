@@ -24,6 +24,8 @@ _BATCH = 1 << 20
 _CHUNK = 256 << 10
 _OPAQUE = "trusted.overlay.opaque"
 _WHITEOUT = b".wh."
+_MOUNT_POINTS = frozenset((b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b".dockerenv"))
+"""Where the engine mounts its own files: empty in the container's upper directory, and no business of an image."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE)
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
@@ -154,6 +156,8 @@ class _Walk:
                 return None
             if name.startswith(_WHITEOUT):
                 return None  # in a layer this name would hide another: it cannot be told
+            if shown in _MOUNT_POINTS and stat.S_ISREG(status.st_mode) and not status.st_size:
+                return None
         entry = _entry(shown, status)
         if entry.kind is not Kind.DIRECTORY:
             yield from self._leaf(directory, name, entry, status)
