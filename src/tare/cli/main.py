@@ -127,6 +127,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "ls": ("tare.cli.plugin", "LS", "List plugins"),
     },
     "system": {
+        "df": ("tare.cli.df", "DF", "Show disk usage"),
         "events": OTHER["events"],
         "info": COMMON["info"],
         "prune": ("tare.cli.prune", "SYSTEM_PRUNE", "Remove unused data"),

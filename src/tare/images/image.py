@@ -34,6 +34,10 @@ class ImageRecord(msgspec.Struct, omit_defaults=True):
     parent: str = ""
     """Id of the image it was made from here (commit, build)."""
 
+    def needs(self, image_id: str) -> set[str]:
+        """Digests of all that the image is made of: config, documents, compressed and stored layers."""
+        return {image_id, *self.documents, *self.blobs, *self.diff_ids}
+
     def merged(self, older: ImageRecord | None) -> ImageRecord:
         """This record with what an earlier pull of the same image, perhaps from elsewhere, had stored for it."""
         if older is None:

@@ -109,6 +109,11 @@ class Images:
         record = self._record(image_id)
         return record.size if record else 0
 
+    def needs(self, image_id: str) -> set[str]:
+        """Digests of everything in the stores that an image is made of; empty when it is gone."""
+        record = self._record(image_id)
+        return record.needs(image_id) if record else set()
+
     def layer_chain(self, image: Image) -> builtins.list[Digest]:
         """Chain ids of the image's layers, bottom first."""
         return chain_ids(image.diff_ids)

@@ -71,7 +71,7 @@ class ImageHandlers:
         if not boolean(request, "all"):
             parents = {image.parent for image in self._images.list()} if images else set()
             images = [image for image in images if image.tags or image.id not in parents]
-        return json_response([_summary(image, version) for image in images])
+        return json_response([summary(image, version) for image in images])
 
     async def inspect(self, request: Request, version: ApiVersion) -> Response:
         return json_response(_inspect(self._images.get(request.params["name"]), self._engine.layers.name, version))
@@ -166,7 +166,8 @@ def _tags(image: Image, version: ApiVersion) -> tuple[list[str], list[str]]:
     return tags, digests
 
 
-def _summary(image: Image, version: ApiVersion) -> ImageSummary:
+def summary(image: Image, version: ApiVersion) -> ImageSummary:
+    """One image as the list shows it."""
     tags, digests = _tags(image, version)
     summary = ImageSummary(
         id=image.id,
