@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -54,10 +55,23 @@ class FakeRegistry:
         name, _, reference = path.removeprefix("/v2/").partition("/manifests/")
         if reference:
             return self._manifest(name, reference)
+        name, _, _ = path.removeprefix("/v2/").partition("/tags/list")
+        if path.endswith("/tags/list"):
+            return self._tags(request, name)
         name, _, digest = path.removeprefix("/v2/").partition("/blobs/")
         if digest in self.blobs:
             return await self.serve_blob(request, self.blobs[digest])
         return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+
+    def _tags(self, request: web.Request, name: str) -> web.Response:
+        """Two to a page, however many are asked for: clients must follow the link."""
+        tags = [key.partition(":")[2] for key in self.manifests if key.startswith(f"{name}:") and "sha256:" not in key]
+        if not tags:
+            return error(404, "NAME_UNKNOWN", "")
+        first = tags.index(request.query["last"]) + 1 if "last" in request.query else 0
+        page = tags[first : first + 2]
+        more = {"Link": f'</v2/{name}/tags/list?n=2&last={page[-1]}>; rel="next"'} if first + 2 < len(tags) else {}
+        return web.json_response({"name": name, "tags": page}, headers=more)
 
     def _manifest(self, name: str, reference: str) -> web.Response:
         found = self.manifests.get(f"{name}:{reference}")
@@ -82,6 +96,73 @@ class FakeRegistry:
             if self.delay:
                 await asyncio.sleep(self.delay)
         return response
+
+
+@dataclass
+class TokenServer:
+    """Guards a registry with Bearer tokens: ``install`` it. Tokens say what they are good for and when they end."""
+
+    users: dict[str, str] = field(default_factory=lambda: {"alice": "x"})
+    lifetime: int = 300
+    refresh: str = ""
+    """The identity token that a login gets, if any."""
+    asked: list[dict[str, str]] = field(default_factory=list)
+    granted: dict[str, set[str]] = field(default_factory=dict)
+    realm: str = ""
+
+    def install(self, registry: FakeRegistry) -> TokenServer:
+        self.realm = self.realm or f"http://{registry.address}/token"
+        registry.faults.append(self._guard)
+        return self
+
+    def revoke(self) -> None:
+        """Let every token run out now."""
+        self.granted.clear()
+
+    async def _guard(self, request: web.Request) -> web.StreamResponse | None:
+        if request.path == "/token":
+            return await self.answer(request)
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        wanted = _scope_of(request)
+        if token in self.granted and (not wanted or wanted in self.granted[token]):
+            return None
+        scope = f',scope="{wanted}"' if wanted else ""
+        challenge = f'Bearer realm="{self.realm}",service="test"{scope}'
+        return error(401, "UNAUTHORIZED", "authentication required", WWW_Authenticate=challenge)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        query = {name: " ".join(request.query.getall(name)) for name in request.query}
+        form = await request.post() if request.method == "POST" else {}
+        given = query | {name: str(value) for name, value in form.items()}
+        self.asked.append(given | {"method": request.method, "authorization": request.headers.get("Authorization", "")})
+        if request.method == "POST":
+            user = "alice" if self.refresh and given.get("refresh_token") == self.refresh else None
+        else:
+            user = self._user(request.headers.get("Authorization", ""))
+        if user is None:
+            return error(401, "UNAUTHORIZED", "incorrect username or password")
+        token = f"token{len(self.asked)}"
+        scopes = {part for part in given.get("scope", "").split() if user or not part.endswith("push")}
+        self.granted[token] = scopes | {part.removesuffix(",push") for part in scopes}
+        document: dict[str, object] = {"token": token, "expires_in": self.lifetime}
+        if given.get("offline_token") and self.refresh:
+            document["refresh_token"] = self.refresh
+        return web.json_response(document)
+
+    def _user(self, header: str) -> str | None:
+        if not header:
+            return ""
+        name, _, password = base64.b64decode(header.removeprefix("Basic ")).decode().partition(":")
+        return name if self.users.get(name) == password else None
+
+
+def _scope_of(request: web.Request) -> str:
+    name = request.path.removeprefix("/v2/")
+    for part in ("/manifests/", "/blobs/", "/tags/"):
+        if part in name:
+            right = "pull" if request.method in ("GET", "HEAD") else "pull,push"
+            return f"repository:{name.partition(part)[0]}:{right}"
+    return ""
 
 
 def error(status: int, code: str, message: str, **headers: str) -> web.Response:

@@ -41,6 +41,13 @@ class EngineConfig:
     log_level: str = "info"
     registry_mirrors: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()
+    registry_config: Path | None = None
+    """Mirrors and other settings by registry; ``None`` means ``/etc/tare/registries.toml`` if there is one."""
+    registry_certs: tuple[Path, ...] = (Path("/etc/tare/certs.d"), Path("/etc/docker/certs.d"))
+    """Where certificates by registry are looked for."""
+    http_proxy: str | None = None
+    https_proxy: str | None = None
+    no_proxy: str | None = None
     cgroup_parent: str = "/tare"
     bridge: str | None = None
     """Name of the default bridge; ``none`` disables networking; ``None`` means our own (tare0, or the next free name)."""

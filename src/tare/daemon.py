@@ -56,6 +56,13 @@ def _escaped(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+def _export_proxies(config: EngineConfig) -> None:
+    """Put the configured proxies where every HTTP client of the process looks, as dockerd does."""
+    for name, value in (("HTTP_PROXY", config.http_proxy), ("HTTPS_PROXY", config.https_proxy), ("NO_PROXY", config.no_proxy)):
+        if value is not None:
+            os.environ[name] = os.environ[name.lower()] = value
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``tared``."""
     try:
@@ -78,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(settings: Settings) -> int:
     config = settings.config
+    _export_proxies(config)
     _start_log(config)
     if os.geteuid() != 0:
         print("tared needs to be started with root privileges", file=sys.stderr)

@@ -54,6 +54,11 @@ OPTIONS = (
     Option("debug", "debug", "bool", "Enable debug mode", "D"),
     Option("registry-mirror", "registry_mirrors", "list", "Mirror to ask before Docker Hub", key="registry-mirrors"),
     Option("insecure-registry", "insecure_registries", "list", "Registry without verified TLS", key="insecure-registries"),
+    Option("registry-config", "registry_config", "path", "Mirrors and locations by registry, in the format of containers-registries.conf"),
+    Option("registry-certs", "registry_certs", "list", "Directory of certificates by registry (certs.d)", key="registry-certs"),
+    Option("http-proxy", "http_proxy", "str", "Proxy for plain HTTP towards registries"),
+    Option("https-proxy", "https_proxy", "str", "Proxy for HTTPS towards registries"),
+    Option("no-proxy", "no_proxy", "str", "Comma-separated hosts, domains and networks that are reached without a proxy"),
     Option("bridge", "bridge", "str", 'Default bridge to attach containers to ("none" disables networking)', "b"),
     Option("bip", "bip", "str", "Address of the default bridge as CIDR"),
     Option("mtu", "mtu", "int", "MTU of containers' networks"),
@@ -246,6 +251,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
         raise UsageError(f"{prefix}{error}") from None
     if not isinstance(document, dict):
         raise UsageError(f"{prefix}a JSON object is expected")
+    document = document | _proxies(document.pop("proxies", {}), prefix)
     unknown = [key for key in document if key not in _BY_KEY and _FILE_ALIASES.get(key, key) not in FIXED]
     if unknown:
         hint = _suggestion(unknown[0], [*_BY_KEY, *FIXED], "")
@@ -260,6 +266,13 @@ def _read_file(file: Path | None) -> dict[str, Any]:
             for item in value if isinstance(value, list) else [value]:
                 _check_fixed(name, str(item), key)
     return values
+
+
+def _proxies(value: Any, prefix: str) -> dict[str, Any]:
+    """The ``proxies`` object of dockerd's file, whose keys are options of their own here."""
+    if not isinstance(value, dict) or not set(value) <= {"http-proxy", "https-proxy", "no-proxy"}:
+        raise UsageError(f"{prefix}proxies: an object with http-proxy, https-proxy and no-proxy is expected")
+    return value
 
 
 def _from_json(option: Option, value: Any, prefix: str) -> Any:

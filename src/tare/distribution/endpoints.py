@@ -7,13 +7,12 @@ named as insecure may be reached without TLS or with a certificate that nobody v
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from tare.errors import InvalidArgument
+from tare.distribution.registry_rules import Location, RegistryRule, rule_for
+from tare.errors import Forbidden, InvalidArgument
 from tare.oci.reference import DEFAULT_DOMAIN
 
 
@@ -32,6 +31,8 @@ class Endpoint:
 
     path: str = field(default="", compare=False)
     """What the repository is called there; empty: as everywhere."""
+    pull_from: str = "all"
+    """Which requests it is for: ``all``, ``digest-only`` or ``tag-only``."""
 
     @property
     def takes_credentials(self) -> bool:
@@ -49,17 +50,41 @@ class RegistryPolicy:
 
     mirrors: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
+    rules: tuple[RegistryRule, ...] = ()
 
     def __post_init__(self) -> None:
         for mirror in self.mirrors:
             _mirror_endpoint(mirror, False)
 
     def endpoints(self, domain: str, path: str = "") -> tuple[Endpoint, ...]:
-        """Where to look for repositories of ``domain``, best first."""
+        """Where to look for the repository ``domain/path``, best first; the last one is the registry itself.
+
+        Raises ``Forbidden`` for a registry that the configuration blocks.
+        """
+        name = f"{domain}/{path}" if path else domain
+        rule = rule_for(self.rules, name)
+        own = HUB if domain == DEFAULT_DOMAIN else self._endpoint(domain)
+        if rule is not None:
+            if rule.blocked:
+                raise Forbidden(f"registry {rule.prefix} is blocked by the daemon's registry configuration")
+            mirrors = tuple(self._relocated(rule, mirror, name, mirror=True) for mirror in rule.mirrors)
+            if rule.location.location:
+                own = self._relocated(rule, rule.location, name, mirror=False)
+            elif rule.location.insecure:
+                own = replace(own, schemes=("https", "http"), verify=False)
+            if mirrors or domain != DEFAULT_DOMAIN:
+                return (*mirrors, own)
         if domain != DEFAULT_DOMAIN:
-            return (self._endpoint(domain),)
+            return (own,)
         mirrors = tuple(_mirror_endpoint(mirror, self.is_insecure(_mirror_host(mirror))) for mirror in self.mirrors)
-        return (*mirrors, HUB)
+        return (*mirrors, own)
+
+    def _relocated(self, rule: RegistryRule, place: Location, name: str, *, mirror: bool) -> Endpoint:
+        """The endpoint where ``name`` is found when ``place`` stands for the rule's prefix."""
+        host, _, path = f"{place.location}{name[rule.matched(name) :]}".partition("/")
+        insecure = place.insecure or self.is_insecure(host)
+        schemes = ("https", "http") if insecure else ("https",)
+        return Endpoint(host, schemes, not insecure, mirror, path=path, pull_from=place.pull_from)
 
     def is_insecure(self, host: str) -> bool:
         """Whether ``host`` may be reached without verified TLS."""
@@ -85,17 +110,6 @@ class RegistryPolicy:
 def hostname(host: str) -> str:
     """The host part of ``host[:port]``, without brackets."""
     return urlsplit(f"//{host}").hostname or ""
-
-
-def proxy_for(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for a host; never one for loopback (as Go's standard library)."""
-    if not any(name in os.environ for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")):
-        return None
-    name = hostname(host)
-    address = _address(name)
-    if name == "localhost" or (address is not None and address.is_loopback) or proxy_bypass(host):
-        return None
-    return getproxies().get(scheme)
 
 
 def check_insecure(entries: Sequence[str]) -> None:
@@ -125,6 +139,6 @@ def _mirror_endpoint(mirror: str, insecure: bool) -> Endpoint:
     parts = urlsplit(mirror)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InvalidArgument(f"invalid mirror: {mirror} needs http:// or https:// and a host")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise InvalidArgument(f"invalid mirror: {mirror} may have neither credentials, path, query nor fragment")
-    return Endpoint(parts.netloc, (parts.scheme,), verify=not insecure, mirror=True)
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise InvalidArgument(f"invalid mirror: {mirror} may have neither credentials, query nor fragment")
+    return Endpoint(parts.netloc, (parts.scheme,), verify=not insecure, mirror=True, prefix=parts.path.rstrip("/"))

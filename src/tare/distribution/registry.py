@@ -18,9 +18,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tare.distribution.auth import Credentials
+from tare.distribution.certificates import DIRECTORIES
 from tare.distribution.endpoints import RegistryPolicy
 from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.sharing import SharedTasks
@@ -96,10 +98,12 @@ class Registry:
         layers: LayerDriver,
         policy: RegistryPolicy | None = None,
         max_concurrent_downloads: int = 3,
+        certificate_directories: Sequence[Path] = DIRECTORIES,
     ) -> None:
         self._content = content
         self._layers = layers
         self.policy = policy or RegistryPolicy()
+        self._certificate_directories = certificate_directories
         self._slots = asyncio.Semaphore(max(1, max_concurrent_downloads))
         self._threads = max(1, max_concurrent_downloads) * STAGES + 1
         self._pool: ThreadPoolExecutor | None = None
@@ -196,7 +200,7 @@ class Registry:
                 await asyncio.to_thread(importlib.import_module, "tare.distribution.remote")
                 from tare.distribution.transport import Transport
 
-                self._transport = Transport(self.policy, _USER_AGENT)
+                self._transport = Transport(self.policy, _USER_AGENT, self._certificate_directories)
             return self._transport
 
     async def _documents(self, repository: Repository, platform: Platform | None, pin: Pin) -> Pulled:

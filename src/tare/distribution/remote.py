@@ -72,21 +72,21 @@ class Repository:
 
     async def resolve(self, tag: str) -> Digest | None:
         """The digest that a tag names now, without fetching it; ``None`` if the registry does not say."""
-        return await self._first(lambda host: host.resolve(tag))
+        return await self._first(lambda host: host.resolve(tag), by_digest=False)
 
     async def manifest(self, target: str) -> Fetched:
         """Fetch a manifest or index by tag or digest; what was asked for by digest is verified."""
-        return await self._first(lambda host: host.manifest(target))
+        return await self._first(lambda host: host.manifest(target), by_digest=":" in target)
 
     async def tags(self) -> list[str]:
         """All tags of the repository, in the registry's order."""
-        return await self._first(lambda host: host.tags())
+        return await self._first(lambda host: host.tags(), by_digest=False)
 
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncIterator[BlobStream]:
         """Open a blob for reading from ``offset`` (the stream may start earlier if the server cannot)."""
         error: TareError | None = None
-        for host in self._hosts:
+        for host in self._serving(by_digest=True):
             try:
                 response, start = await host.open_blob(descriptor, offset)
             except (NotFound, Unavailable, Unauthorized, ResourceExhausted) as failure:
@@ -99,13 +99,19 @@ class Repository:
             return
         raise error or NotFound(f"no registry serves {self.reference.familiar_name}")
 
-    async def _first(self, ask: Callable[[Host], Awaitable[_T]]) -> _T:
-        for host in self._hosts[:-1]:
+    def _serving(self, *, by_digest: bool) -> list[Host]:
+        """The places for this kind of request; the registry itself is always the last."""
+        skipped = "tag-only" if by_digest else "digest-only"
+        return [host for host in self._hosts[:-1] if host.endpoint.pull_from != skipped] + self._hosts[-1:]
+
+    async def _first(self, ask: Callable[[Host], Awaitable[_T]], *, by_digest: bool) -> _T:
+        *mirrors, registry = self._serving(by_digest=by_digest)
+        for host in mirrors:
             try:
                 return await ask(host)
             except TareError:
                 continue  # a mirror that fails in any way is passed over; the registry itself has the last word
-        return await retrying(lambda: ask(self._hosts[-1]))
+        return await retrying(lambda: ask(registry))
 
 
 class Host:
@@ -121,7 +127,7 @@ class Host:
     ) -> None:
         self._transport = transport
         self._explain = explain
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._reference = reference
         self._path = endpoint.path or reference.path
         self._access = Access(transport, endpoint, credentials, self._scope)
@@ -219,8 +225,8 @@ class Host:
         used, sent = self._access.authorization, {**headers, **self._access.headers()}
         try:
             if body is None:
-                return await self._transport.open(method, url, sent, verify=self._endpoint.verify), used
-            return await self._transport.send(method, url, sent, body, verify=self._endpoint.verify), used
+                return await self._transport.open(method, url, sent, verify=self.endpoint.verify), used
+            return await self._transport.send(method, url, sent, body, verify=self.endpoint.verify), used
         except Unreachable as error:  # the host answered a moment ago
             self._access.lost()
             raise Transient(str(error)) from None

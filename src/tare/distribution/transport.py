@@ -12,16 +12,20 @@ from __future__ import annotations
 import errno
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
-from tare.distribution.endpoints import RegistryPolicy, proxy_for
+from tare.distribution import certificates
+from tare.distribution.certificates import Certificates
+from tare.distribution.endpoints import RegistryPolicy
 from tare.distribution.memory import Memory
+from tare.distribution.proxies import proxy_for
 from tare.errors import Upstream
 
 REDIRECT_LIMIT = 5
@@ -51,10 +55,10 @@ class PlainHttp(Unreachable):
 class Transport:
     """A pool of connections for all registries. Use on one event loop; ``close`` when done."""
 
-    def __init__(self, policy: RegistryPolicy, user_agent: str) -> None:
+    def __init__(self, policy: RegistryPolicy, user_agent: str, certificate_directories: Sequence[Path] = certificates.DIRECTORIES) -> None:
         self._policy = policy
         self.memory = Memory()
-        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._certificates = Certificates(certificate_directories)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, limit_per_host=0),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -135,21 +139,11 @@ class Transport:
                 data=body,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=stall),
-                ssl=self._context(verify) if scheme == "https" else True,
+                ssl=self._certificates.context(host, verify) if scheme == "https" else True,
                 proxy=proxy_for(scheme, host),
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise explain(error, method, url) from None
-
-    def _context(self, verify: bool) -> ssl.SSLContext:
-        context = self._contexts.get(verify)
-        if context is None:
-            context = ssl.create_default_context()
-            if not verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            self._contexts[verify] = context
-        return context
 
 
 def explain(error: BaseException, method: str, url: str) -> Unreachable:
@@ -167,6 +161,10 @@ def explain(error: BaseException, method: str, url: str) -> Unreachable:
         reason, kind = "http: server gave HTTP response to HTTPS client", PlainHttp
         if not any(sign in str(error).upper() for sign in ("WRONG_VERSION", "RECORD_LAYER", "HTTP_REQUEST", "PACKET")):
             reason = f"tls: {error}"
+    elif isinstance(error, aiohttp.ClientProxyConnectionError):
+        reason = f"proxyconnect tcp: dial tcp {error.host}:{error.port}: connect: {_words(error.os_error)}"
+    elif isinstance(error, aiohttp.ClientHttpProxyError):
+        reason = error.message or f"proxy answered {error.status}"
     elif isinstance(error, aiohttp.ClientConnectorError):
         reason = f"dial tcp {address}: connect: {_words(error.os_error)}"
     elif isinstance(error, (aiohttp.ServerTimeoutError, TimeoutError)):

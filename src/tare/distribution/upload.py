@@ -96,7 +96,7 @@ class Uploader(Host):
     async def _send_blob(self, url: str, size: int, body: Body) -> None:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         for last in (False, True):
-            own = urlsplit(url).netloc == self._endpoint.host
+            own = urlsplit(url).netloc == self.endpoint.host
             used = self._access.authorization
             response = await self._put(url, headers | (self._access.headers() if own else {}), body)
             if response.status == 401 and own and not last:
@@ -127,10 +127,10 @@ class Uploader(Host):
 
     async def _cancel(self, url: str) -> None:
         """Give up an upload that was opened in vain; a registry that does not care is left alone."""
-        if urlsplit(url).netloc != self._endpoint.host:
+        if urlsplit(url).netloc != self.endpoint.host:
             return
         try:
-            (await self._transport.open("DELETE", url, self._access.headers(), verify=self._endpoint.verify)).release()
+            (await self._transport.open("DELETE", url, self._access.headers(), verify=self.endpoint.verify)).release()
         except Unavailable:
             pass
 

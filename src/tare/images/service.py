@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -23,6 +24,7 @@ from tare.distribution.auth import Credentials
 from tare.distribution.endpoints import RegistryPolicy, check_insecure
 from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.registry import Pulled, Registry
+from tare.distribution.registry_rules import read_rules
 from tare.distribution.sharing import SharedTasks
 from tare.errors import Corrupt, InvalidArgument, NotFound, Unsupported
 from tare.events import EventBus
@@ -53,7 +55,7 @@ class Images:
 
     def __init__(self, config: EngineConfig, content: ContentStore, layers: LayerDriver, metadata: Metadata, events: EventBus) -> None:
         check_insecure(config.insecure_registries)
-        policy = RegistryPolicy(config.registry_mirrors, config.insecure_registries)
+        policy = RegistryPolicy(config.registry_mirrors, config.insecure_registries, read_rules(config.registry_config))
         self._content = content
         self._layers = layers
         self._metadata = metadata
@@ -63,7 +65,7 @@ class Images:
         self._garbage = Garbage(content, layers, metadata)
         self._pulls: SharedTasks[Image] = SharedTasks()
         self._configs: OrderedDict[str, ImageConfig] = OrderedDict()
-        self.registry = Registry(content, layers, policy, config.max_concurrent_downloads)
+        self.registry = Registry(content, layers, policy, config.max_concurrent_downloads, [Path(path) for path in config.registry_certs])
         self.publisher = Publisher(content, layers, metadata, self._names, self._garbage, self.registry, events)
         """Pushes."""
         self.saver = Saver(content, layers, metadata, self._names, self._garbage)
