@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from pathlib import Path
@@ -153,6 +154,7 @@ def _check_subpath(volume: Path, subpath: str) -> None:
     try:
         os.close(openat2(fd, subpath, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS))
     except OSError as error:
-        raise StartFailed(f"cannot access path {volume / subpath}: {os.strerror(error.errno or 0).lower()}") from None
+        text = "it leads out of the volume" if error.errno == errno.EXDEV else os.strerror(error.errno or 0).lower()
+        raise StartFailed(f"cannot access path {volume / subpath}: {text}") from None
     finally:
         os.close(fd)

@@ -58,7 +58,7 @@ class Volumes:
             self._volumes[name] = msgspec.json.decode(document, type=Volume)
         for entry in os.scandir(self._root):
             if entry.name.startswith((_NEW, _OLD)):
-                self._discard(Path(entry.path))
+                self.discard(Path(entry.path))
         for volume in self._volumes.values():
             self._root.joinpath(volume.name, "_data").mkdir(mode=0o755, parents=True, exist_ok=True)
 
@@ -99,32 +99,32 @@ class Volumes:
         )
 
     def _make(self, volume: Volume) -> Volume:
-        staging = self.stage()
+        volume, staging = self.stage(volume)
         try:
-            options = volume.options or {}
-            data = staging / "_data"
-            if volume.keeps_owner:
-                uid, gid, mode = owner(volume.name, options)
-                os.chown(data, uid, gid)
-                data.chmod(mode)
-            if limit := quota_bytes(volume.name, options):
-                taken = {present.project for present in self._volumes.values()}
-                volume = msgspec.structs.replace(volume, project=quota.limit(data, limit, taken, volume.name))
             self.publish(volume, staging)
         except BaseException:
-            self._discard(staging)
+            self.discard(staging)
             raise
         return volume
 
-    def stage(self) -> Path:
-        """A directory in which a volume's ``_data`` can grow out of sight."""
+    def stage(self, volume: Volume) -> tuple[Volume, Path]:
+        """A directory in which a volume's ``_data`` can grow out of sight, with the owner and quota that its options ask for."""
         staging = self._root / f"{_NEW}{secrets.token_hex(8)}"
         staging.mkdir(mode=0o711)
-        staging.chmod(0o711)
-        data = staging / "_data"
-        data.mkdir()
-        data.chmod(0o755)
-        return staging
+        try:
+            staging.chmod(0o711)
+            data = staging / "_data"
+            data.mkdir()
+            uid, gid, mode = owner(volume.name, volume.options or {})
+            os.chown(data, uid, gid)
+            data.chmod(mode)
+            if limit := quota_bytes(volume.name, volume.options or {}):
+                taken = {present.project for present in self._volumes.values()}
+                volume = msgspec.structs.replace(volume, project=quota.limit(data, limit, taken, volume.name))
+        except BaseException:
+            self.discard(staging)
+            raise
+        return volume, staging
 
     def publish(self, volume: Volume, staging: Path) -> None:
         """Make a volume of a staged directory: rename, record, event. Consumes ``staging``, or raises and leaves it to the caller."""
@@ -188,13 +188,13 @@ class Volumes:
         """Delete a volume and its content. ``Conflict`` while a container mentions it."""
         if name not in self._volumes and force:
             return
-        self._discard(self._withdraw(name))
+        self.discard(self._withdraw(name))
 
     async def remove_aside(self, name: str, force: bool = False) -> None:
         """``remove``, with the content deleted in a thread."""
         if name not in self._volumes and force:
             return
-        await asyncio.to_thread(self._discard, self._withdraw(name))
+        await asyncio.to_thread(self.discard, self._withdraw(name))
 
     def _withdraw(self, name: str) -> Path:
         """Take a volume out of sight; what it held lies in the directory that is returned."""
@@ -218,7 +218,7 @@ class Volumes:
         return doomed
 
     @staticmethod
-    def _discard(doomed: Path) -> None:
+    def discard(doomed: Path) -> None:
         """Delete a directory that is nobody's any more; what cannot be deleted is for the next start's sweep."""
         try:
             shutil.rmtree(doomed)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from tare.api.docker import absent
+from tare.api.docker.archive import ArchiveHandlers
 from tare.api.docker.containers import ContainerHandlers
 from tare.api.docker.df import UsageHandlers
 from tare.api.docker.execs import ExecHandlers
@@ -43,6 +44,7 @@ def table(engine: Engine) -> Routes:
     add_registries(routes, RegistryHandlers(engine))
     add_images(routes, ImageHandlers(engine))
     add_containers(routes, ContainerHandlers(engine))
+    add_archives(routes, ArchiveHandlers(engine))
     add_execs(routes, ExecHandlers(engine))
     add_networks(routes, NetworkHandlers(engine))
     add_volumes(routes, VolumeHandlers(engine))
@@ -114,9 +116,14 @@ def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
     routes.add("POST", "/containers/{id}/attach", containers.attach)
     routes.add("GET", "/containers/{id}/attach/ws", containers.attach_websocket)
     routes.add("GET", "/containers/{id}/logs", containers.logs)
-    for method in ("GET", "HEAD", "PUT"):
-        routes.add(method, "/containers/{id}/archive", plain(containers.no_copy))
-    routes.add("GET", "/containers/{id}/export", plain(containers.no_copy))
+
+
+def add_archives(routes: Routes, archives: ArchiveHandlers) -> None:
+    routes.add("HEAD", "/containers/{id}/archive", plain(archives.head))
+    routes.add("GET", "/containers/{id}/archive", plain(archives.get))
+    routes.add("PUT", "/containers/{id}/archive", plain(archives.put))
+    routes.add("GET", "/containers/{id}/export", plain(archives.export))
+    routes.add("POST", "/commit", plain(archives.commit))
 
 
 def add_execs(routes: Routes, execs: ExecHandlers) -> None:
@@ -142,4 +149,7 @@ def add_volumes(routes: Routes, volumes: VolumeHandlers) -> None:
     routes.add("POST", "/volumes/prune", volumes.prune)
     routes.add("GET", "/volumes/{name}", plain(volumes.inspect))
     routes.add("PUT", "/volumes/{name}", plain(volumes.update))
+    routes.add("GET", "/volumes/{name}/export", plain(volumes.export))
+    routes.add("POST", "/volumes/{name}/import", plain(volumes.load))
+    routes.add("POST", "/volumes/{name}/clone", plain(volumes.clone))
     routes.add("DELETE", "/volumes/{name}", plain(volumes.remove))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from tare.api.docker.versions import ApiVersion
 from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import Request, Response
 from tare.volumes.model import Volume
+from tare.volumes.transfer import clone, export, load
 
 if TYPE_CHECKING:
     from tare.engine import Engine
@@ -54,6 +56,13 @@ def volume_view(volume: Volume, mountpoint: str, usage: tuple[int, int] | None =
     if usage is not None:
         view["UsageData"] = {"Size": usage[0], "RefCount": usage[1]}
     return view
+
+
+class VolumeCloneRequest(msgspec.Struct, rename="pascal", kw_only=True):
+    """Body of ``POST /volumes/{name}/clone`` (Tare's own): without a name a snapshot is made."""
+
+    name: str = ""
+    labels: dict[str, str] | None = None
 
 
 class VolumeHandlers:
@@ -100,6 +109,28 @@ class VolumeHandlers:
         filters.pop("all", None)
         removed, freed = await self._volumes.prune(self._predicate(filters), everything)
         return json_response({"VolumesDeleted": removed, "SpaceReclaimed": freed})
+
+    async def export(self, request: Request) -> None:
+        """``GET /volumes/{name}/export`` (Tare's own): the content as a tar."""
+        pieces = export(self._volumes, self._volumes.get(request.params["name"]).name)
+        async with contextlib.aclosing(pieces):
+            first = await anext(pieces)
+            stream = await request.stream(200, "application/x-tar")
+            await stream.write(first)
+            async for piece in pieces:
+                await stream.write(piece)
+
+    async def load(self, request: Request) -> Response:
+        """``POST /volumes/{name}/import`` (Tare's own): a new volume of a tar."""
+        labels = dict(text.partition("=")[::2] for text in request.query.all("label"))
+        volume = await load(self._volumes, request.params["name"], request.chunks(), labels or None)
+        return json_response(self._view(volume), 201)
+
+    async def clone(self, request: Request) -> Response:
+        """``POST /volumes/{name}/clone`` (Tare's own): a new volume with the same content."""
+        body = await json_body(request, VolumeCloneRequest, optional=True)
+        volume = await clone(self._volumes, request.params["name"], body.name, body.labels)
+        return json_response(self._view(volume), 201)
 
     def _predicate(self, filters: Filters) -> Callable[[Volume], bool]:
         """All filters as one test; dangling is evaluated lazily, because it looks at every container."""
