@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from typing import Any
 
@@ -66,7 +65,7 @@ def versions(r: Recorder) -> None:
 
 def odd_requests(r: Recorder) -> None:
     """Requests that are not quite what the API describes."""
-    r.call("create no image", "POST", "/containers/create", {"Cmd": ["true"]})
+    r.call("create without image", "POST", "/containers/create", {"Cmd": ["true"]})
     r.call("create only host", "POST", "/containers/create", {"HostConfig": {"AutoRemove": True}})
     r.call("create null", "POST", "/containers/create", raw=b"null")
     r.call("create trailing", "POST", "/containers/create", raw=b'{"Image": "no-such-image"} {"x": 1}')
@@ -188,7 +187,7 @@ def streams(r: Recorder) -> None:
     r.create("ex")
     r.call("", "POST", "/containers/ex/start")
     for name, more in {"plain": {}, "tty": {"Tty": True}, "stdout": {"AttachStderr": False}, "missing": {"Cmd": ["no-such"]}}.items():
-        body = {"Cmd": ["sh", "-c", "echo out; echo err >&2"], "AttachStdout": True, "AttachStderr": True, **more}
+        body = {"Cmd": ["sh", "-c", "echo out; sleep 0.1; echo err >&2"], "AttachStdout": True, "AttachStderr": True, **more}
         made = r.call("", "POST", "/containers/ex/exec", body)["Id"]
         start = json.dumps({"Detach": False, "Tty": body.get("Tty", False)}).encode()
         r.raw(

@@ -167,6 +167,8 @@ class Containers:
 
     def get(self, reference: str) -> Container:
         """The container that a client means. Raises ``NotFound`` or ``InvalidArgument`` (ambiguous prefix)."""
+        if not reference:
+            raise InvalidArgument('invalid name or ID supplied: ""')
         bare = reference.removeprefix("/")
         found = self._by_id.get(bare) or self._by_name.get(bare)
         if found is not None:

@@ -29,7 +29,7 @@ _UNCLEAN = re.compile(r"//|/\.\.?(?:/|$)")
 
 
 def _redirect(request: Request) -> Response:
-    """A path with empty or dotted segments is sent to its clean form, as dockerd's router does: clients ask for ``/containers//name/json``."""
+    """Send a path with empty or dotted segments to its clean form, as dockerd does: clients ask for ``/containers//name/json``."""
     clean = posixpath.normpath("/" + request.path.lstrip("/")) + ("/" if request.path.endswith("/") else "")
     query = f"?{request.raw_query}" if request.raw_query else ""
     return Response(301, headers=(("Location", quote(clean) + query),))

@@ -173,6 +173,7 @@ class ContainerHandlers:
         return json_response({"Warnings": warnings or None})
 
     async def remove(self, request: Request) -> Response:
+        self._get(request)
         if boolean(request, "link"):
             raise InvalidArgument("links between containers are not offered: remove the container itself")
         await self._containers.remove(self._get(request), force=boolean(request, "force"), volumes=boolean(request, "v"))
