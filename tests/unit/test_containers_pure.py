@@ -111,7 +111,12 @@ def test_signals(text: str, number: int) -> None:
     assert parse_signal(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "FOO", "0", "65", "-1", "SIG"])
+def test_a_number_beyond_the_kernels_signals() -> None:
+    with pytest.raises(InvalidArgument, match="the linux daemon does not support signal 65"):
+        parse_signal("65")
+
+
+@pytest.mark.parametrize("text", ["", "FOO", "0", "-1", "SIG"])
 def test_bad_signals(text: str) -> None:
     with pytest.raises(InvalidArgument, match="invalid signal"):
         parse_signal(text)

@@ -27,7 +27,7 @@ GROUP = ["root:x:0:", "bobs:x:1001:", "wheel:x:10:root,bob", "huge:x:99999999999
     ],
 )
 def test_resolve(user: str, extra: tuple[str, ...], uid: int, gid: int, groups: tuple[int, ...], home: str) -> None:
-    assert resolve(user, extra, PASSWD, GROUP) == (uid, gid, groups, home)
+    assert resolve(user, extra, PASSWD, GROUP) == (uid, gid, tuple(dict.fromkeys((gid, *groups))), home)
 
 
 @pytest.mark.parametrize("user", ["eve", "big", "4294967296", "2147483648", "-1", "bob:nope", "bob:-5", "9" * 400])
@@ -37,7 +37,7 @@ def test_refused(user: str) -> None:
 
 
 def test_no_files_at_all() -> None:
-    assert resolve("", (), [], []) == (0, 0, (), "/")
+    assert resolve("", (), [], []) == (0, 0, (0,), "/")
     assert resolve("5:6", (), [], []) == (5, 6, (), "/")
 
 

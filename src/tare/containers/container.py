@@ -29,6 +29,8 @@ class Container:
         self.pending: list[Attachment] = []
         """Attachments that came before the start."""
         self.restart_delay = 0.0
+        self.keep_after_exit = False
+        """The exit that comes is one half of a restart: it does not remove a ``--rm`` container."""
         self.exec_ids: set[str] = set()
         self.health: Health | None = None
         self.health_monitor: asyncio.Task[None] | None = None

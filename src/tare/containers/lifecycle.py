@@ -186,6 +186,7 @@ class Lifecycle:
 
     async def _ended(self, container: Container, exit: Exit, task: Task | None) -> None:
         async with container.lock:
+            keep = container.keep_after_exit
             record = container.record
             state = record.state
             state.pid = 0
@@ -209,7 +210,7 @@ class Lifecycle:
             container.announce_exit(exit)
             if delay is not None:
                 container.restart_timer = asyncio.create_task(self._restart_later(container, delay))
-        if record.host_config.auto_remove and not container.removing and delay is None:
+        if record.host_config.auto_remove and not keep and not container.removing and delay is None:
             await self._remove(container)
 
     def _save_exit(self, container: Container) -> bool:
@@ -261,6 +262,10 @@ class Lifecycle:
     async def kill(self, container: Container, signal_name: str = "", reference: str = "") -> None:
         """Send a signal (default KILL) to the container's first process."""
         number = parse_signal(signal_name) if signal_name else int(signal.SIGKILL)
+        if container.record.state.status == RESTARTING:
+            if number == signal.SIGKILL or number == self._stop_signal(container):
+                await self._end_restarting(container)
+            return
         if not container.has_task:
             raise Conflict(f"cannot kill container: {reference or container.id}: container {container.id} is not running")
         if number == signal.SIGKILL or number == self._stop_signal(container):
@@ -275,6 +280,17 @@ class Lifecycle:
         if not container.record.stopped_by_user:
             container.record.stopped_by_user = True
             container.save(self._records)
+
+    async def _end_restarting(self, container: Container) -> bool:
+        """Call off the restart that is due; False when it has happened meanwhile."""
+        self._stopped_by_user(container)
+        async with container.lock:
+            if container.record.state.status != RESTARTING:
+                return False
+            self._cancel_restart(container)
+            container.record.state.status = EXITED
+            container.save(self._records)
+            return True
 
     async def _signal(self, container: Container, number: int) -> None:
         if (task := container.task) is not None:
@@ -295,13 +311,8 @@ class Lifecycle:
 
     async def _stop(self, container: Container, timeout: int | None, number: int) -> None:
         self._stopped_by_user(container)
-        if container.record.state.status == RESTARTING:
-            async with container.lock:
-                if container.record.state.status == RESTARTING:
-                    self._cancel_restart(container)
-                    container.record.state.status = EXITED
-                    container.save(self._records)
-                    return
+        if container.record.state.status == RESTARTING and await self._end_restarting(container):
+            return
         if timeout is None:
             configured = container.record.config.stop_timeout
             timeout = DEFAULT_STOP_TIMEOUT if configured is None else configured
@@ -331,11 +342,11 @@ class Lifecycle:
     async def restart(self, container: Container, timeout: int | None = None, signal_name: str = "") -> None:
         number = parse_signal(signal_name) if signal_name else self._stop_signal(container)
         if container.running:
-            auto_remove, container.record.host_config.auto_remove = container.record.host_config.auto_remove, False
+            container.keep_after_exit = True  # in memory only: should we be killed between stop and start, the container goes
             try:
                 await self._stop(container, timeout, number)
             finally:
-                container.record.host_config.auto_remove = auto_remove
+                container.keep_after_exit = False
             self.publish(container, "stop")
         try:
             await self.start(container)

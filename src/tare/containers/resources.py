@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tare.containers.machine import DeviceNode, Machine
-from tare.errors import InvalidArgument, NotFound
+from tare.errors import InvalidArgument
 from tare.wire.container import DeviceMapping, HostConfig, ThrottleDevice, UpdateRequest
 
 CPU_PERIOD = 100_000
@@ -86,8 +86,6 @@ def _cpu(host: HostConfig | UpdateRequest) -> dict[str, Any]:
 
 def _block_io(host: HostConfig | UpdateRequest, machine: Machine) -> dict[str, Any]:
     found: dict[str, Any] = {"weight": host.blkio_weight} if host.blkio_weight else {}
-    if not isinstance(host, HostConfig):
-        return found
     if host.blkio_weight_device:
         found["weightDevice"] = [
             {"major": node.major, "minor": node.minor, "weight": item.weight}
@@ -114,7 +112,7 @@ def _block_device(path: str, machine: Machine) -> DeviceNode:
     try:
         return machine.device(path)
     except OSError as error:
-        raise NotFound(f"cannot limit block device {path}: {error.strerror}") from None
+        raise InvalidArgument(f"stat {path}: {(error.strerror or '').lower()}") from None  # a 404 would send clients to pull the image
     except ValueError as error:
         raise InvalidArgument(f"cannot limit block device {path}: {error}") from None
 

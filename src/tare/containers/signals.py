@@ -15,9 +15,11 @@ def parse_signal(text: str) -> int:
     """``TERM``, ``SIGTERM``, ``sigterm`` or ``15``. Raises ``InvalidArgument`` with dockerd's text."""
     word = text.strip().upper()
     if word.isdecimal():
-        number = int(word)
+        number = int(word) if len(word) < 10 else signal.NSIG
         if 0 < number < signal.NSIG:
             return number
+        if number:
+            raise InvalidArgument(f"the linux daemon does not support signal {number}")
     elif (found := _NAMES.get(word.removeprefix("SIG"))) is not None:
         return found
     raise InvalidArgument(f"invalid signal: {text}")

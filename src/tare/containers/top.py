@@ -169,8 +169,8 @@ def run_ps(arguments: Sequence[str], pids: Sequence[int]) -> str:
         if done.returncode == 0:
             return done.stdout[:_PS_OUTPUT_LIMIT].decode("utf-8", "replace")
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        problem = f"exit status {done.returncode}" + (f": {words[0]}" if words else "")
-    raise InvalidArgument(f"error running ps: {problem}")
+        problem = f"ps: {words[0]}" if words else f"error running ps: exit status {done.returncode}"
+    raise InvalidArgument(problem)
 
 
 def parse_ps(output: str, pids: set[int]) -> tuple[list[str], list[list[str]]]:

@@ -34,6 +34,11 @@ RESTART_POLICIES = ("no", "always", "on-failure", "unless-stopped")
 ULIMITS = frozenset(
     "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()  # getrlimit(2)
 )
+_TMPFS_WORDS = frozenset(
+    "exec noexec suid nosuid dev nodev atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime "
+    "sync async dirsync ro rw mand nomand defaults private rprivate shared rshared slave rslave unbindable runbindable".split()
+)
+_TMPFS_VALUES = frozenset("size mode uid gid nr_inodes nr_blocks mpol huge".split())
 IPC_SYSCTLS = frozenset(
     "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax kernel.shmmni kernel.shm_rmid_forced".split()
 )
@@ -49,6 +54,9 @@ def normalise_host_config(
     machine = machine or this_machine()
     _check_config(config)
     _check_modes(host)
+    if host.uts_mode == "host" and config.hostname:
+        raise InvalidArgument("conflicting options: hostname and the UTS mode")
+    check_tmpfs(host)
     check_restart_policy(host.restart_policy, host.auto_remove)
     if host.runtime not in RUNTIMES:
         raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
@@ -128,6 +136,18 @@ def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:
         raise InvalidArgument("invalid restart policy: maximum retry count cannot be negative")
     if auto_remove and name not in ("", "no"):
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
+
+
+def check_tmpfs(host: HostConfig) -> None:
+    """``--tmpfs``: absolute places, and options that tmpfs(5) or every mount knows."""
+    for place, text in (host.tmpfs or {}).items():
+        if not place.startswith("/"):
+            raise InvalidArgument(f"invalid mount path: '{place}' mount path must be absolute")
+        for word in filter(None, text.split(",")):
+            name, equals, value = word.partition("=")
+            if (name not in _TMPFS_VALUES or not value) if equals else (name not in _TMPFS_WORDS):
+                shown = " ".join(f'"{part}"' for part in ((name, value) if equals else (name,)))
+                raise InvalidArgument(f"invalid tmpfs option [{shown}]")
 
 
 def _check_ulimits(host: HostConfig) -> None:
@@ -224,7 +244,7 @@ def _check_cpu(host: HostConfig | UpdateRequest, machine: Machine, warnings: lis
         try:
             asked = parse_list(value)
         except ValueError:
-            raise InvalidArgument(f"Invalid value {value} for cpuset {kind}") from None
+            raise InvalidArgument(f"Invalid value {value} for cpuset {kind}: invalid format: {value}") from None
         if asked - available:
             raise InvalidArgument(f"Requested {what} are not available - requested {value}, available: {_ranges(available)}")
         if "cpuset" not in machine.controllers:
@@ -264,7 +284,7 @@ def _check_host_only(host: HostConfig, machine: Machine, warnings: list[str]) ->
         warnings.append("Kernel memory limits are deprecated by the kernel and have no effect. Kernel memory limit discarded.")
         host.kernel_memory = host.kernel_memory_tcp = 0
     if host.blkio_weight_device and not machine.blkio_weight:
-        warnings.append("Your kernel does not support Block I/O weight_device.")
+        warnings.append("Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.")
         host.blkio_weight_device = None
     for item in host.blkio_weight_device or ():
         if not 10 <= item.weight <= 1000:

@@ -59,4 +59,4 @@ def wait_for_steps(line: socket.socket) -> None:
 
 
 def _report(line: socket.socket, error: SetupFailed) -> None:
-    messages.send(line, {"failed": error.text, "code": error.code, "plain": error.plain})
+    os.write(line.fileno(), messages.encode({"failed": error.text, "code": error.code, "plain": error.plain}))

@@ -114,7 +114,8 @@ def resolve(user: str, additional: Iterable[str], passwd: list[str], group: list
                 groups.append(number)
     for extra in additional:
         groups.append(_group(extra, group))
-    unique = tuple(dict.fromkeys(groups))[:GROUPS_LIMIT]
+    # The primary group is one of the groups too, so that leaving it does not open what is closed to its members (CVE-2022-36109).
+    unique = tuple(dict.fromkeys([gid, *groups]))[:GROUPS_LIMIT]
     return Identity(uid, gid, unique, home or "/")
 
 

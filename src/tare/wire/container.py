@@ -276,12 +276,18 @@ class UpdateRequest(_Wire):
     memory: int = 0
     nano_cpus: int = 0
     blkio_weight: int = 0
+    blkio_weight_device: list[WeightDevice] | None = None
+    blkio_device_read_bps: list[ThrottleDevice] | None = None
+    blkio_device_write_bps: list[ThrottleDevice] | None = None
+    blkio_device_read_iops: list[ThrottleDevice] | None = field(name="BlkioDeviceReadIOps", default=None)
+    blkio_device_write_iops: list[ThrottleDevice] | None = field(name="BlkioDeviceWriteIOps", default=None)
     cpu_period: int = 0
     cpu_quota: int = 0
     cpu_realtime_period: int = 0
     cpu_realtime_runtime: int = 0
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
+    kernel_memory: int = 0
     memory_reservation: int = 0
     memory_swap: int = 0
     pids_limit: int | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from tare.linux import libc, namespaces
-from tare.linux.constants import CLONE_NEWUSER, NAMESPACE_FLAGS
+from tare.linux import libc, mount, namespaces
+from tare.linux.constants import CLONE_NEWUSER, NAMESPACE_FLAGS, O_PATH
 from tare.runtime.context import Context, SetupFailed, reason, why
 from tare.runtime.plan import step
 
@@ -26,6 +26,51 @@ class OpenNamespaces(NamedTuple):
                 context.namespaces[kind] = namespaces.open_namespace(path)
             except OSError as error:
                 raise SetupFailed(f"lstat {path}: {why(error)}") from None
+
+
+@step
+class OpenForeignSource(NamedTuple):
+    """Clone a mount out of another container: its /dev/shm, for one that joins its IPC namespace.
+
+    The kernel clones only mounts of the caller's own mount namespace, so we visit the other one. The path is resolved there, inside its
+    root: what that container made of its files cannot lead us out of it.
+    """
+
+    destination: str
+    pid: int
+    path: str
+
+    def describe(self) -> str:
+        return f"open bind source /{self.path} of process {self.pid}"
+
+    def run(self, context: Context) -> None:
+        home = namespaces.open_namespace("/proc/self/ns/mnt")
+        try:
+            context.sources[self.destination] = self._visit(home)
+        except OSError as error:
+            text = f'error mounting "/{self.path}" of process {self.pid} to rootfs at "{self.destination}": {why(error)}'
+            raise SetupFailed(text) from None
+        finally:
+            os.close(home)
+
+    def _visit(self, home: int) -> int:
+        there = namespaces.open_namespace(f"/proc/{self.pid}/ns/mnt")
+        try:
+            namespaces.join(there, "mnt")
+        finally:
+            os.close(there)
+        try:
+            root = os.open("/", O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                place = mount.open_in_root(root, self.path, O_PATH)
+            finally:
+                os.close(root)
+            try:
+                return mount.open_tree(place, "", recursive=True)
+            finally:
+                os.close(place)
+        finally:
+            namespaces.join(home, "mnt")
 
 
 @step
