@@ -19,11 +19,11 @@ def _attach(context: Context, options: Options) -> int:
     container = client.call("GET", path(options.operands[0], "json"))
     state, config, identifier = container["State"], container["Config"], str(container["Id"])
     if not state.get("Running"):
-        raise CliError("cannot attach to a stopped container, start it first")
+        raise CliError("You cannot attach to a stopped container, start it first")
     if state.get("Paused"):
-        raise CliError("cannot attach to a paused container, unpause it first")
+        raise CliError("You cannot attach to a paused container, unpause it first")
     if state.get("Restarting"):
-        raise CliError("cannot attach to a restarting container, wait until it is running")
+        raise CliError("You cannot attach to a restarting container, wait until it is running")
     tty = bool(config.get("Tty"))
     stdin = bool(config.get("OpenStdin")) and not options.on("no-stdin")
     check_terminal(stdin=stdin, tty=tty)

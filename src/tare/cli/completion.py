@@ -1,8 +1,9 @@
 """Completion in bash, zsh and fish.
 
-``tare completion SHELL`` prints a short script that asks ``tare __complete WORD...`` on every TAB: verbs and flags come from the same tables that
-parse a command line, so there is nothing to go stale, and names come from the daemon. An answer is a line per candidate, ``word<TAB>description``;
-the last line is ``:files``, ``:directories`` or ``:nothing`` and says what the shell should add from the file system.
+``tare completion SHELL`` prints a short script that asks ``tare __complete WORD...`` on every TAB: verbs and flags come from the same
+tables that parse a command line, so there is nothing to go stale, and names come from the daemon. An answer is a line per candidate,
+``word<TAB>description``; the last line is ``:files``, ``:directories`` or ``:nothing`` and says what the shell should add from the file
+system.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _FLAG_VALUES = {
 """What a flag's value may be, by the flag's name."""
 _OPERANDS = {
     **dict.fromkeys(("attach", "exec", "kill", "pause", "port", "restart", "stats", "stop", "top"), "running"),
-    **dict.fromkeys(("commit", "cp", "diff", "export", "inspect", "logs", "rename", "rm", "start", "unpause", "update", "wait"), "containers"),
+    **dict.fromkeys(("commit", "cp", "diff", "export", "inspect", "logs", "rename", "rm", "start"), "containers"),
+    **dict.fromkeys(("unpause", "update", "wait"), "containers"),
     **dict.fromkeys(("create", "history", "push", "rmi", "run", "save", "tag"), "images"),
     **dict.fromkeys((f"image {verb}" for verb in ("history", "inspect", "push", "rm", "save", "tag")), "images"),
     **dict.fromkeys((f"context {verb}" for verb in ("export", "inspect", "rm", "update", "use")), "contexts"),

@@ -62,12 +62,11 @@ def _port(context: Context, options: Options) -> int:
         return 0
     number, slash, protocol = wanted.partition("/")
     if not number.isdecimal() or not 0 < int(number) < 65536:
-        raise CliError(
-            f"Error: invalid port ({number}): value must be in range 1 - 65535" if number.isdecimal() else f"invalid port: {wanted}"
-        )
+        problem = "value out of range" if number.isdecimal() else "invalid syntax"
+        raise CliError(f'Error: invalid port ({number}): strconv.ParseUint: parsing "{number}": {problem}')
     key = f"{int(number)}/{protocol if slash else 'tcp'}"
     if not ports.get(key):
-        raise CliError(f"Error: No public port '{key}' published for {name}")
+        raise CliError(f"Error: No public port '{wanted}' published for {name}")
     sys.stdout.write("".join(f"{_address(binding)}\n" for binding in ports[key]))
     return 0
 

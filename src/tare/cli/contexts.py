@@ -2,11 +2,11 @@
 
 Below ``~/.docker/contexts`` (``DOCKER_CONFIG`` moves it), with ID the SHA-256 of the context's name:
 
-    meta/ID/meta.json            {"Name": ..., "Metadata": {"Description": ...}, "Endpoints": {"docker": {"Host": ..., "SkipTLSVerify": ...}}}
-    tls/ID/docker/ca.pem ...     certificates of that endpoint, mode 0600 in 0700 directories
+    meta/ID/meta.json            {"Name": ..., "Metadata": {"Description": ...}, "Endpoints": {"docker": {"Host": ..., "SkipTLSVerify":
+    ...}}} tls/ID/docker/ca.pem ...     certificates of that endpoint, mode 0600 in 0700 directories
 
-``default`` is no file: it stands for whatever flags and environment say. Names come from users and archives; one that does not match `NAME_RULE`
-never becomes a path, and the path is made of its hash anyway.
+``default`` is no file: it stands for whatever flags and environment say. Names come from users and archives; one that does not match
+`NAME_RULE` never becomes a path, and the path is made of its hash anyway.
 """
 
 from __future__ import annotations

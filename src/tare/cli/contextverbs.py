@@ -245,8 +245,9 @@ def _inspect(context: Context, options: Options) -> int:
         sys.stdout.write("".join(line + "\n" for line in templated(layout, documents, None)))
     else:
         from tare.cli.documents import encode, pretty
+        from tare.cli.templatefunctions import escape_html
 
-        sys.stdout.write((encode(documents) if layout else pretty(documents)) + "\n")
+        sys.stdout.write(escape_html(encode(documents) if layout else pretty(documents)) + "\n")
     if failure is not None:
         raise failure
     return 0
@@ -346,7 +347,8 @@ CREATE = Command(
     ),
 )  # fmt: skip
 UPDATE = Command(
-    "context update", "context update [OPTIONS] CONTEXT", "Update a context", _update, (_DESCRIPTION, _DOCKER), least=1, most=1, kinds=_KINDS,
+    "context update", "context update [OPTIONS] CONTEXT", "Update a context", _update, (_DESCRIPTION, _DOCKER),
+    least=1, most=1, kinds=_KINDS,
     examples=("tare context update build --description 'the big machine'",),
 )  # fmt: skip
 LS = Command(

@@ -213,7 +213,7 @@ def _resources(options: Options) -> Document:
         "CpusetMems": options.text("cpuset-mems"),
         "Devices": devices,
         "DeviceCgroupRules": options.items("device-cgroup-rule") or None,
-        "DeviceRequests": requests or None,
+        "DeviceRequests": [*options.objects("gpus"), *requests] or None,
     }
     resources |= {
         "MemoryReservation": options.number("memory-reservation"),

@@ -144,16 +144,35 @@ def _iops_device(text: str) -> object:
     return {"Path": path, "Rate": int(value)}
 
 
-def _gpus(text: str) -> str:
-    raise ValueError(
-        f"Tare does not hand out GPUs by request ({text}); pass the device nodes with --device, for example --device /dev/dri/renderD128"
-    )
+def _gpus(text: str) -> object:
+    """A device request: ``all``, a number, or ``device=0,capabilities=utility`` with quotes round what has commas of its own."""
+    from tare.cli.mountspec import split_fields
 
-
-def _annotation(text: str) -> str:
-    if not text or text.startswith("="):
-        raise ValueError(f"invalid annotation: {text}")
-    return text
+    request: dict[str, object] = {"Driver": "", "Count": 0, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}
+    seen = set()
+    for field in split_fields(text):
+        key, equals, value = field.partition("=")
+        key, value = (key, value) if equals else ("count", field)
+        if key in seen:
+            raise ValueError(f"gpu request key '{key}' can be specified only once")
+        seen.add(key)
+        if key == "driver":
+            request["Driver"] = value
+        elif key == "count":
+            if value != "all" and not value.isdecimal():
+                raise ValueError(f'invalid count ({value}): value must be either "all" or an integer: invalid syntax')
+            request["Count"] = -1 if value == "all" else int(value)
+        elif key == "device":
+            request["DeviceIDs"] = value.split(",")
+        elif key == "capabilities":
+            request["Capabilities"] = [[*value.split(","), "gpu"]]
+        elif key == "options":
+            request["Options"] = dict(pair.partition("=")[::2] for pair in value.split(","))
+        else:
+            raise ValueError(f"unexpected key '{key}' in '{field}'")
+    if "count" not in seen and "device" not in seen:
+        request["Count"] = 1
+    return request
 
 
 def _label(text: str) -> str:
@@ -171,12 +190,12 @@ CREATE_KINDS: dict[str, Kind] = {
     "ulimit": ("ulimit", True, _ulimit),
     "link": ("list", True, _link),
     "label": ("list", True, _label),
-    "annotation": ("map", True, _annotation),
+    "annotation": ("map", True, str),
     "device-rule": ("list", True, _device_rule),
     "weight-device": ("list", True, _weight_device),
     "bps-device": ("list", True, _bps_device),
     "iops-device": ("list", True, _iops_device),
-    "gpus": ("gpu-request", False, _gpus),
+    "gpus": ("gpu-request", True, _gpus),
     "mount": ("mount", True, parse_mount),
     "network": ("network", True, parse_network),
 }
@@ -217,7 +236,7 @@ CREATE_FLAGS: tuple[Row, ...] = (
     ("env", "e", "env", "Set environment variables"),
     ("env-file", "", "list", "Read in a file of environment variables"),
     ("expose", "", "list", "Expose a port or a range of ports"),
-    ("gpus", "", "gpus", "Not available: use --device"),
+    ("gpus", "", "gpus", "GPU devices to add to the container ('all' to pass all GPUs)"),
     ("group-add", "", "list", "Add additional groups to join"),
     ("health-cmd", "", "string", "Command to run to check health"),
     ("health-interval", "", "duration", "Time between running the check (ms|s|m|h)"),
@@ -280,6 +299,7 @@ CREATE_FLAGS: tuple[Row, ...] = (
     ("tty", "t", "bool", "Allocate a pseudo-TTY"),
     ("ulimit", "", "ulimit", "Ulimit options"),
     ("user", "u", "string", "Username or UID (format: <name|uid>[:<group|gid>])"),
+    ("use-api-socket", "", "bool", "Bind mount Docker API socket and required auth (refused)"),
     ("userns", "", "string", "User namespace to use"),
     ("uts", "", "string", "UTS namespace to use"),
     ("volume", "v", "list", "Bind mount a volume"),

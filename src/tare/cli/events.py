@@ -66,7 +66,7 @@ def _printer(layout: str) -> Callable[[Any], str]:
         try:
             return template.execute(known)
         except TemplateError as error:
-            raise CliError(f"template: :1:2: {error}") from None
+            raise CliError(str(error)) from None
 
     return execute
 
@@ -77,7 +77,7 @@ def _events(context: Context, options: Options) -> int:
         try:
             query[flag] = moment_argument(options.text(flag))
         except ValueError as error:
-            raise CliError(f'invalid value for "{flag}": {error}') from None
+            raise CliError(str(error)) from None
     show = _printer(options.text("format"))
     for event in context.client.stream("GET", "/events", query).lines():
         sys.stdout.write(show(event) + "\n")

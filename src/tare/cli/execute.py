@@ -47,7 +47,11 @@ def _exec(context: Context, options: Options) -> int:
         raise CliError(str(error), 1) from None
     detach, tty, stdin = options.on("detach"), document["Tty"], document["AttachStdin"]
     if not detach:
-        check_terminal(stdin=stdin, tty=tty)
+        try:
+            check_terminal(stdin=stdin, tty=tty)
+        except CliError:
+            context.client.call("GET", path(options.operands[0], "json"))  # a wrong name is told first
+            raise
     keys = default_detach_keys(document["DetachKeys"]) if tty and not detach else document["DetachKeys"]
     if keys:
         parse_detach_keys(keys)

@@ -249,7 +249,7 @@ class Command:
             raise UsageError(f"'tare {self.name}' requires at least {least} {_plural(least)}", 1, see=True)
         if least == 0:
             raise UsageError(f"'tare {self.name}' requires at most {most} {_plural(most)}", 1)
-        raise UsageError(f"'tare {self.name}' requires at least {least} and at most {most} {_plural(most)}", 1, see=True)
+        raise UsageError(f"'tare {self.name}' requires at least {least} and at most {most} {_plural(most)}", 1)
 
 
 def _plural(count: int) -> str:
@@ -273,63 +273,86 @@ def _default(kind: Kind, row: Row) -> object:
 
 def parse(rows: Iterable[Row], words: Sequence[str], *, kind: Callable[[str], Kind], interspersed: bool = True) -> Options | None:
     """Parse ``words`` against a flag table. ``None`` means that help was asked for."""
-    by_name: dict[str, Row] = {}
-    by_short: dict[str, Row] = {}
-    defaults: dict[str, object] = {}
-    for row in rows:
-        by_name[row[0]] = row
-        if row[1]:
-            by_short[row[1]] = row
-        defaults[row[0]] = _default(kind(row[2]), row)
-    options = Options(defaults)
-    position, end = 0, len(words)
-    while position < end:
-        word = words[position]
-        position += 1
+    parser = _Parser(rows, words, kind)
+    while parser.position < len(words):
+        word = parser.next()
         if word == "--":
-            options.operands.extend(words[position:])
-            break
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            found = by_name.get(ALIASES.get(name, name)) if name not in by_name else by_name[name]
-            if found is None:
-                if name == "help":
-                    return None
-                raise UsageError(f"unknown flag: --{name}{_nearest_flag(name, by_name)}")
-            if not equals:
-                if found[2] == "bool":
-                    value = "true"
-                elif position < end:
-                    value = words[position]
-                    position += 1
-                else:
-                    raise UsageError(f"flag needs an argument: --{name}")
-            _store(options, found, value, kind)
+            parser.rest()
+        elif word.startswith("--"):
+            if not parser.long(word):
+                return None
         elif word.startswith("-") and len(word) > 1:
-            shorts = word[1:]
-            while shorts:
-                letter, shorts = shorts[0], shorts[1:]
-                found = by_short.get(letter)
-                if found is None:
-                    if letter == "h":
-                        return None
-                    raise UsageError(f"unknown shorthand flag: '{letter}' in {word}")
-                if found[2] == "bool" and not shorts.startswith("="):
-                    value = "true"
-                elif shorts:
-                    value, shorts = shorts.removeprefix("="), ""
-                elif position < end:
-                    value = words[position]
-                    position += 1
-                else:
-                    raise UsageError(f"flag needs an argument: '{letter}' in {word}")
-                _store(options, found, value, kind)
+            if not parser.short(word):
+                return None
         else:
-            options.operands.append(word)
+            parser.options.operands.append(word)
             if not interspersed:
-                options.operands.extend(words[position:])
-                break
-    return options
+                parser.rest()
+    return parser.options
+
+
+class _Parser:
+    """One command line on its way into `Options`."""
+
+    def __init__(self, rows: Iterable[Row], words: Sequence[str], kind: Callable[[str], Kind]) -> None:
+        self._words = words
+        self._kind = kind
+        self._by_name: dict[str, Row] = {}
+        self._by_short: dict[str, Row] = {}
+        defaults: dict[str, object] = {}
+        for row in rows:
+            self._by_name[row[0]] = row
+            if row[1]:
+                self._by_short[row[1]] = row
+            defaults[row[0]] = _default(kind(row[2]), row)
+        self.options = Options(defaults)
+        self.position = 0
+
+    def next(self) -> str:
+        self.position += 1
+        return self._words[self.position - 1]
+
+    def rest(self) -> None:
+        """What is left are operands."""
+        self.options.operands.extend(self._words[self.position :])
+        self.position = len(self._words)
+
+    def long(self, word: str) -> bool:
+        """``--name``, ``--name=value`` or ``--name value``. False for ``--help``."""
+        name, equals, value = word[2:].partition("=")
+        row = self._by_name.get(name) or self._by_name.get(ALIASES.get(name, ""))
+        if row is None:
+            if name == "help":
+                return False
+            raise UsageError(f"unknown flag: --{name}{_nearest_flag(name, self._by_name)}")
+        if not equals:
+            value = "true" if row[2] == "bool" else self._argument(f"--{name}")
+        _store(self.options, row, value, self._kind)
+        return True
+
+    def short(self, word: str) -> bool:
+        """``-x``, ``-xyz``, ``-xVALUE``, ``-x=VALUE`` or ``-x VALUE``. False for ``-h``."""
+        letters = word[1:]
+        while letters:
+            letter, letters = letters[0], letters[1:]
+            row = self._by_short.get(letter)
+            if row is None:
+                if letter == "h":
+                    return False
+                raise UsageError(f"unknown shorthand flag: '{letter}' in {word}")
+            if row[2] == "bool" and not letters.startswith("="):
+                value = "true"
+            elif letters:
+                value, letters = letters.removeprefix("="), ""
+            else:
+                value = self._argument(f"'{letter}' in {word}")
+            _store(self.options, row, value, self._kind)
+        return True
+
+    def _argument(self, shown: str) -> str:
+        if self.position >= len(self._words):
+            raise UsageError(f"flag needs an argument: {shown}")
+        return self.next()
 
 
 ALIASES = {"net": "network", "net-alias": "network-alias", "dns-opt": "dns-option", "time": "timeout"}

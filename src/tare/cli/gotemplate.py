@@ -27,21 +27,47 @@ _SPACE = " \t\r\n"
 _SYMBOLS = frozenset("().,|=:$")
 
 
-def compile_template(text: str) -> Template:
-    """Parse a format. Raises TemplateError."""
-    return Template(text)
+def compile_template(text: str, name: str = "") -> Template:
+    """Parse a format; ``name`` is what errors call it. Raises TemplateError."""
+    return Template(text, name)
+
+
+class _Word(str):
+    """A field's or a function's name, and where in the template it stands."""
+
+    at: int = 0
 
 
 class Template:
     """A parsed format; ``execute`` renders it over one value."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, name: str = "") -> None:
+        self._text = text
+        self._name = name
         self._nodes = _Parser(list(_cut(text))).all()
 
     def execute(self, data: Any) -> str:
+        """The rendered text. Raises TemplateError, which names the place."""
         out: list[str] = []
-        _Run(data, out).nodes(self._nodes, data)
+        try:
+            _Run(data, out).nodes(self._nodes, data)
+        except _At as error:
+            before = self._text[: error.position]
+            line, column = before.count("\n") + 1, error.position - (before.rfind("\n") + 1)
+            shown = error.node if len(error.node) <= 20 else error.node[:20] + "..."
+            raise TemplateError(f'template: {self._name}:{line}:{column}: executing "{self._name}" at <{shown}>: {error}') from None
+        except TemplateError as error:
+            raise TemplateError(f"template: {self._name}:1:2: {error}") from None
         return "".join(out)
+
+
+class _At(TemplateError):
+    """An error at a node."""
+
+    def __init__(self, message: str, position: int, node: str) -> None:
+        super().__init__(message)
+        self.position = position
+        self.node = node
 
 
 def _cut(text: str) -> Iterator[tuple[str, Any]]:
@@ -70,7 +96,7 @@ def _cut(text: str) -> Iterator[tuple[str, Any]]:
         position = end + 2
         stripped = inner.strip()
         if not (stripped.startswith("/*") and stripped.endswith("*/")):
-            yield "action", _lex(inner)
+            yield "action", _lex(inner, start)
 
 
 def _action_end(text: str, position: int) -> int:
@@ -96,8 +122,8 @@ def _action_end(text: str, position: int) -> int:
     raise TemplateError("unterminated quoted string" if quote else "unclosed action")
 
 
-def _lex(text: str) -> list[tuple[str, Any]]:
-    """Tokens of one action: ``(kind, value, space_before)`` with kinds name, field, variable, value and the symbols."""
+def _lex(text: str, start: int) -> list[tuple[str, Any]]:
+    """Tokens of one action, which begins at ``start``: ``(kind, value)`` with kinds name, field, variable, value, space and the symbols."""
     tokens: list[tuple[str, Any]] = []
     position, end = 0, len(text)
     while position < end:
@@ -111,7 +137,8 @@ def _lex(text: str) -> list[tuple[str, Any]]:
             tokens.append(("value", value))
         elif char == "." or char == "$":
             stop = _word_end(text, position + 1)
-            word = text[position + 1 : stop]
+            word = _Word(text[position + 1 : stop])
+            word.at = start + position
             if char == "." and word[:1].isdecimal():
                 raise TemplateError(f"bad number syntax: {word}")
             tokens.append(("field", word) if char == "." and word else ("dot", None) if char == "." else ("variable", word))
@@ -130,7 +157,8 @@ def _lex(text: str) -> list[tuple[str, Any]]:
             position += 1
         elif char.isalpha() or char == "_":
             stop = _word_end(text, position)
-            word = text[position:stop]
+            word = _Word(text[position:stop])
+            word.at = start + position
             constants = {"true": True, "false": False, "nil": None}
             tokens.append(("value", constants[word]) if word in constants else ("name", word))
             position = stop
@@ -427,10 +455,12 @@ class _Run:
         arguments = [self._operand(node, dot) for node in operands] + piped
         try:
             return function(*arguments)
-        except TemplateError:
+        except _At:
             raise
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            raise TemplateError(f"error calling {name}: {error}") from None
+        except (TemplateError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            why = str(error).removeprefix(f"error calling {name}: ")
+            shown = " ".join([name, *map(_source, operands)])
+            raise _At(f"error calling {name}: {why}", getattr(name, "at", 2), shown) from None
 
     def _operand(self, node: Node, dot: Any) -> Any:
         kind = node[0]
@@ -452,13 +482,34 @@ class _Run:
     def _chain(self, node: Node, dot: Any, arguments: list[Any]) -> Any:
         value = self._operand(node[1], dot)
         for name in node[2]:
-            value = _field(value, name)
+            try:
+                value = _field(value, name)
+            except TemplateError as error:
+                # Go points at the second name of a chain.
+                place = node[2][1] if len(node[2]) > 1 else name
+                raise _At(str(error), getattr(place, "at", 2), _source(node)) from None
             if callable(value):
                 value = value(*arguments)
                 arguments = []
         if arguments:
             raise TemplateError(f"{node[2][-1]} has arguments but cannot be invoked as function")
         return value
+
+
+def _source(node: Node) -> str:
+    """A node as it was written, near enough."""
+    kind = node[0]
+    if kind == "value":
+        from tare.cli.documents import encode
+
+        return encode(node[1])
+    if kind == "chain":
+        return ("" if node[1][0] == "dot" else _source(node[1])) + "".join(f".{name}" for name in node[2])
+    if kind == "variable":
+        return f"${node[1]}"
+    if kind == "pipe":
+        return "(" + " | ".join(" ".join(map(_source, command)) for command in node[1]) + ")"
+    return "." if kind == "dot" else str(node[1])
 
 
 def _field(value: Any, name: str) -> Any:
@@ -471,10 +522,10 @@ def _field(value: Any, name: str) -> Any:
                 return value[key]
         missing = value.get(MISSING)
         if missing is not None:
-            raise TemplateError(f'executing "" at <.{name}>: can\'t evaluate field {name} in type {missing}')
+            raise TemplateError(f"can't evaluate field {name} in type {missing}")
         if all(isinstance(item, str) for item in value.values()):
             return ""  # labels and attributes: Go's zero value
-        raise TemplateError(f'executing "" at <.{name}>: map has no entry for key "{name}"')
+        raise TemplateError(f'map has no entry for key "{name}"')
     if value is None or value is MISSING:
-        raise TemplateError(f'executing "" at <.{name}>: nil pointer evaluating interface {{}}.{name}')
-    raise TemplateError(f'executing "" at <.{name}>: can\'t evaluate field {name} in type {type(value).__name__}')
+        raise TemplateError(f"nil pointer evaluating interface {{}}.{name}")
+    raise TemplateError(f"can't evaluate field {name} in type {type(value).__name__}")

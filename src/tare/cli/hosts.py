@@ -1,11 +1,12 @@
 """Which daemon a call talks to, and starting one when nobody named any.
 
-Order: ``-H`` or ``--context``, ``TARE_HOST``, ``DOCKER_HOST``, ``TARE_CONTEXT``, ``DOCKER_CONTEXT``, the ``host`` of Tare's configuration file,
-the ``currentContext`` of docker's, the default socket. Only in the last case is a daemon started on demand: an address that somebody wrote down
-is taken at its word.
+Order: ``-H`` or ``--context``, ``TARE_HOST``, ``DOCKER_HOST``, ``TARE_CONTEXT``, ``DOCKER_CONTEXT``, the ``host`` of Tare's
+configuration file, the ``currentContext`` of docker's, the default socket. Only in the last case is a daemon started on demand: an
+address that somebody wrote down is taken at its word.
 
-Two files of settings are read, docker's first. ``config.json`` in ``DOCKER_CONFIG`` (``--config``, else ``~/.docker``) is shared with the docker
-command, and so are the contexts and certificates beside it. ``~/.config/tare/config.json`` (``TARE_CONFIG`` names another) is Tare's own and wins:
+Two files of settings are read, docker's first. ``config.json`` in ``DOCKER_CONFIG`` (``--config``, else ``~/.docker``) is shared with
+the docker command, and so are the contexts and certificates beside it. ``~/.config/tare/config.json`` (``TARE_CONFIG`` names another) is
+Tare's own and wins:
 
     {"host": "unix:///run/tare/tare.sock", "autostart": true, "psFormat": "...", "imagesFormat": "...", "detachKeys": "ctrl-p,ctrl-q"}
 """
@@ -174,10 +175,8 @@ def _tls(flags: Options | None) -> Tls:
         path = os.path.join(directory, name)
         return path if needed or os.path.exists(path) else ""
 
-    if flags is not None and "tlsverify" in flags.given:
-        verify = flags.on("tlsverify")
-    else:
-        verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
+    chosen = flags is not None and "tlsverify" in flags.given and flags.on("tlsverify")
+    verify = chosen or bool(os.environ.get("DOCKER_TLS_VERIFY"))
     return Tls(file("tlscacert", "ca.pem", needed=verify), file("tlscert", "cert.pem"), file("tlskey", "key.pem"), verify=verify)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tare.cli.context import Context
     from tare.cli.flags import Options
 
+RAW = "repository: {{.Repository}}\ntag: {{.Tag}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n"
 HEADERS = {
     "ID": "IMAGE ID", "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT",
     "Size": "SIZE", "Containers": "CONTAINERS", "VirtualSize": "SIZE", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE",
@@ -89,6 +90,8 @@ def _images(context: Context, options: Options) -> int:
         from tare.cli.hosts import settings
 
         layout = str(settings().get("imagesFormat", ""))
+    if layout == "raw":
+        layout = "image_id: {{.ID}}" if options.on("quiet") else RAW
     columns = "Repository Tag Digest ID CreatedSince Size" if options.on("digests") else "Repository Tag ID CreatedSince Size"
     write_rows(lines, layout, HEADERS, columns)
     return 0

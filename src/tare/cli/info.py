@@ -87,9 +87,10 @@ def _info(context: Context, options: Options) -> int:
 
         sys.stdout.write(encode(document) + "\n")
     elif layout:
-        from tare.cli.tables import templated
+        from tare.cli.tables import write_one
+        from tare.cli.templatefunctions import MISSING
 
-        sys.stdout.write(templated(layout, [document], None)[0] + "\n")
+        write_one(layout, {**document, MISSING: "system.dockerInfo"})
     else:
         sys.stdout.write(f"Client: Tare\n Version: {CLIENT_VERSION}\n Host: {choice.host} ({choice.source})\n\nServer:\n")
         if failure is None:

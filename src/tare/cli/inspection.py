@@ -59,8 +59,7 @@ def show(names: list[str], layout: str, get: Callable[[str], Any]) -> int:
         except CliError as error:
             failures.append(str(error))
     if printer is not None:
-        for document in documents:
-            sys.stdout.write(printer(document) + "\n")
+        sys.stdout.write("".join(printer(document) + "\n" for document in documents) or "\n")
     elif layout == "json":
         sys.stdout.write(encode(documents) + "\n")
     else:
@@ -83,7 +82,8 @@ def _template(layout: str) -> Callable[[Any], str]:
         try:
             return template.execute(document)
         except TemplateError as error:
-            raise CliError(f"template parsing error: template: :1:2: {error}") from None
+            sys.stdout.write("\n")
+            raise CliError(f"template parsing error: {error}") from None
 
     return execute
 

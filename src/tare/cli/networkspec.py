@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 
 from tare.cli.failures import CliError
+from tare.cli.flags import parse_uint16
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ def is_mac(text: str) -> bool:
 def port_range(text: str) -> tuple[int, int]:
     """First and last port of ``80`` or ``80-90``. Raises ValueError."""
     first, dash, last = text.partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
-        raise ValueError(text)
-    low, high = int(first), int(last or first)
-    if high < low or high > 65535:
-        raise ValueError(text)
+    low = parse_uint16(first)
+    high = parse_uint16(last) if dash else low
+    if high < low:
+        raise ValueError(f"invalid range specified for port: {text}")
     return low, high
 
 
@@ -116,8 +116,8 @@ def expose(specs: list[str], exposed: dict[str, dict[str, str]]) -> None:
         protocol = protocol.lower() if slash else "tcp"
         try:
             low, high = port_range(body)
-        except ValueError:
-            raise CliError(f"invalid range format for --expose: {spec}", 125) from None
+        except ValueError as error:
+            raise CliError(f"invalid range format for --expose: {spec}, error: {error}", 125) from None
         if protocol not in _PROTOCOLS:
             raise CliError(f"invalid proto: {protocol}", 125)
         for port in range(low, high + 1):

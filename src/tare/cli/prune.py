@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from tare.cli.flags import Options
 
 
-def confirm(warning: str, options: Options, verb: str) -> None:
-    """Go on only when the user, or ``--force``, says so. Raises CliError."""
+def confirm(warning: str, options: Options) -> None:
+    """Go on only when the user, or ``--force``, says so; otherwise the command ends here, which is no error."""
     if options.on("force"):
         return
     sys.stdout.write(f"{warning}\nAre you sure you want to continue? [y/N] ")
     sys.stdout.flush()
     answer = sys.stdin.readline()
     if answer.strip().lower() not in ("y", "yes"):
-        raise CliError(f"{verb} has been cancelled", 1)
+        raise CliError("", 0)
 
 
 def configured_filters() -> list[str]:
@@ -98,7 +98,7 @@ def _prune_build_cache(client: Client, given: Sequence[str], *, everything: bool
 
 def _container_prune(context: Context, options: Options) -> int:
     given = _all_filters(options)
-    confirm("WARNING! This will remove all stopped containers.", options, "container prune")
+    confirm("WARNING! This will remove all stopped containers.", options)
     text, space = prune_containers(context.client, given)
     sys.stdout.write(text + reclaimed(space))
     return 0
@@ -107,7 +107,7 @@ def _container_prune(context: Context, options: Options) -> int:
 def _image_prune(context: Context, options: Options) -> int:
     given, everything = _all_filters(options), options.on("all")
     what = "all images without at least one container associated to them" if everything else "all dangling images"
-    confirm(f"WARNING! This will remove {what}.", options, "image prune")
+    confirm(f"WARNING! This will remove {what}.", options)
     text, space = prune_images(context.client, given, everything=everything)
     sys.stdout.write(text + reclaimed(space))
     return 0
@@ -129,7 +129,7 @@ def _system_prune(context: Context, options: Options) -> int:
     given, everything, volumes = _all_filters(options), options.on("all"), options.on("volumes")
     if volumes and any(entry.startswith("until=") for entry in options.items("filter")):
         raise CliError('ERROR: The "until" filter is not supported with "--volumes"')
-    confirm(_warning(given, everything=everything, volumes=volumes), options, "system prune")
+    confirm(_warning(given, everything=everything, volumes=volumes), options)
     client, total = context.client, 0
     text, space = prune_containers(client, given)
     sys.stdout.write(text)
@@ -160,7 +160,8 @@ IMAGE_PRUNE = Command(
 SYSTEM_PRUNE = Command(
     "system prune", "system prune [OPTIONS]", "Remove unused data", _system_prune,
     (
-        ("all", "a", "bool", "Remove all unused images not just dangling ones"), ("filter", "", "filter", 'Provide filter values (e.g. "label=<key>=<value>")'),
+        ("all", "a", "bool", "Remove all unused images not just dangling ones"),
+        ("filter", "", "filter", 'Provide filter values (e.g. "label=<key>=<value>")'),
         _FORCE, ("volumes", "", "bool", "Prune anonymous volumes"),
     ),
     most=0, examples=("tare system prune -a --volumes      everything that no container uses",),

@@ -23,6 +23,12 @@ HEADERS = {
 COLUMNS = "ID Image Command RunningFor Status Ports Names"
 
 
+RAW = (
+    "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: {{.Command}}\ncreated_at: {{.CreatedAt}}\nstate: {{.State}}\nstatus: {{.Status}}\n"
+    "names: {{.Names}}\nlabels: {{.Labels}}\nports: {{.Ports}}\n"
+)
+
+
 def row(container: dict[str, Any], *, full: bool) -> dict[Any, Any]:
     """The fields that a format can name."""
     from tare.cli.ports import display
@@ -89,7 +95,8 @@ def _size(container: dict[str, Any]) -> str:
 def _ps(context: Context, options: Options) -> int:
     last = 1 if options.on("latest") and options.number("last") == -1 else options.number("last")
     layout = options.text("format")
-    sized = options.on("size") or ".Size" in layout
+    # A row that is encoded as a whole has its size in it, too.
+    sized = options.on("size") or ".Size" in layout or "json .}" in layout.replace(" }", "}")
     query = {
         "all": options.on("all") or options.on("latest") or last > 0 or None,
         "limit": last if last > 0 else None,
@@ -106,6 +113,8 @@ def _ps(context: Context, options: Options) -> int:
         from tare.cli.hosts import settings
 
         layout = str(settings().get("psFormat", ""))
+    if layout == "raw":
+        layout = "container_id: {{.ID}}" if options.on("quiet") else RAW + "size: {{.Size}}\n" * options.on("size")
     columns = COLUMNS + " Size" if options.on("size") else COLUMNS
     write_rows((row(container, full=full) for container in containers), layout, HEADERS, columns)
     return 0

@@ -1,12 +1,13 @@
 """Daemons on other machines: connections through TLS and through ssh that look like a plain socket to everybody else.
 
-The code that carries streams polls a socket, reads into its own buffers, half-closes it. An SSL object can do none of that quite the same way (it
-has unread data that poll does not see, and wants to read when it is told to write), and an ssh program has pipes. So either is put behind one end
-of a socket pair:
+The code that carries streams polls a socket, reads into its own buffers, half-closes it. An SSL object can do none of that quite the
+same way (it has unread data that poll does not see, and wants to read when it is told to write), and an ssh program has pipes. So either
+is put behind one end of a socket pair:
 
-- TLS: a thread moves bytes between the pair and the network; it alone knows the TLS state. The end of our stream becomes a ``close_notify``,
-  after which the daemon's bytes still come, as with Go's ``CloseWrite``.
-- ssh: the pair's other end is standard input and output of ``ssh HOST tare system dial-stdio``, which joins it with the daemon's socket there.
+- TLS: a thread moves bytes between the pair and the network; it alone knows the TLS state. The end of our stream becomes a
+  ``close_notify``, after which the daemon's bytes still come, as with Go's ``CloseWrite``.
+- ssh: the pair's other end is standard input and output of ``ssh HOST tare system dial-stdio``, which joins it with the daemon's socket
+  there.
 """
 
 from __future__ import annotations

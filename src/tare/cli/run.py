@@ -39,6 +39,9 @@ def create(client: Client, options: Options, body: Document) -> str:
     policy = options.text("pull")
     if policy not in _PULL and policy:
         raise CliError(f'invalid pull option: \'{policy}\': must be one of "always", "missing" or "never"', 125)
+    _check_platform(options.text("platform"))
+    if options.on("use-api-socket"):
+        raise CliError("--use-api-socket is not supported: mount the daemon's socket with -v, and credentials with --mount", 125)
     image = options.operands[0]
     reference = parse(image)
     query = {"name": options.text("name"), "platform": options.text("platform")}
@@ -48,7 +51,7 @@ def create(client: Client, options: Options, body: Document) -> str:
         try:
             answer = client.call("POST", "/containers/create", query, body)
         except DaemonError as error:
-            if error.status != 404 or policy != "missing" or reference is None or "such image" not in error.message.lower():
+            if error.status != 404 or policy != "missing" or reference is None or not _lacks_image(error.message):
                 raise
             sys.stderr.write(f"Unable to find image '{familiar(reference)}' locally\n")
             _pull(client, image, options)
@@ -62,6 +65,17 @@ def create(client: Client, options: Options, body: Document) -> str:
         with open(cidfile, "w", encoding="ascii") as file:
             file.write(identifier)
     return identifier
+
+
+def _lacks_image(message: str) -> bool:
+    return "such image" in message.lower() or "does not match the specified platform" in message
+
+
+def _check_platform(platform: str) -> None:
+    parts = platform.split("/")
+    allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+    if platform and (len(parts) > 3 or any(not part or part.strip(allowed) for part in parts)):
+        raise CliError(f'error parsing specified platform: "{platform}": cannot parse platform specifier: invalid argument', 125)
 
 
 def _check_cidfile(path: str) -> None:
@@ -80,18 +94,20 @@ def _pull(client: Client, image: str, options: Options) -> None:
 
 def _warn(body: Document) -> None:
     host = body["HostConfig"]
-    if host["OomKillDisable"] and not host["Memory"]:
-        sys.stderr.write("WARNING: Disabling the OOM killer on containers without setting a '-m/--memory' limit may be dangerous.\n")
     for server in host["Dns"]:
         if server.startswith("127.") or server == "::1":
-            sys.stderr.write(f"WARNING: Localhost DNS setting (--dns={server}) may fail in containers.\n")
+            sys.stderr.write(f"WARNING: Localhost DNS ({server}) may fail in containers.\n")
             break
 
 
 def _create(context: Context, options: Options) -> int:
     body = createbody.body(options)
     _warn(body)
-    sys.stdout.write(create(context.client, options, body) + "\n")
+    try:
+        identifier = create(context.client, options, body)
+    except CliError as error:
+        raise CliError(str(error), 1) from None  # what does not run has no exit code of its own to keep apart
+    sys.stdout.write(identifier + "\n")
     return 0
 
 

@@ -50,9 +50,9 @@ def rows_text(rows: Iterable[Mapping[Any, Any]], layout: str, headers: Mapping[s
     """What `write_rows` prints."""
     layout = layout or "table"
     if layout == "json":
-        from tare.cli.templatefunctions import to_json
+        from tare.cli.templatefunctions import escape_html, to_json
 
-        return "".join(to_json(dict(row)) + "\n" for row in rows)
+        return "".join(escape_html(to_json(dict(row))) + "\n" for row in rows)
     is_table = layout == "table" or layout.startswith(("table ", "table\t"))
     if layout == "table":
         names = columns.split()
@@ -67,23 +67,39 @@ def rows_text(rows: Iterable[Mapping[Any, Any]], layout: str, headers: Mapping[s
     return "".join(line + "\n" for line in align("\n".join(lines).split("\n")))
 
 
-def templated(text: str, rows: Iterable[Mapping[Any, Any]], headers: Mapping[str, str] | None) -> list[str]:
-    """A line per row, with one for the headers first when they are given."""
+def templated(text: str, rows: Iterable[Mapping[Any, Any]], headers: Mapping[str, str] | None, name: str = "") -> list[str]:
+    """A line per row, with one for the headers first when they are given. ``name`` is what errors call the template."""
     from tare.cli.gotemplate import compile_template
     from tare.cli.templatefunctions import TemplateError
 
     try:
-        template = compile_template(text)
+        template = compile_template(text, name)
     except TemplateError as error:
-        raise CliError(f"failed to parse template: template: :1: {error}") from None
+        raise CliError(f"failed to parse template: template: {name}:1: {error}") from None
     lines = []
     try:
         if headers is not None:
             lines.append(template.execute({**headers, "Label": lambda name: name}))
         lines.extend(template.execute(row) for row in rows)
     except TemplateError as error:
-        raise CliError(f"failed to execute template: template: :1:2: {error}") from None
+        raise CliError(f"failed to execute template: {error}") from None
     return lines
+
+
+def write_one(text: str, document: Mapping[Any, Any], name: str = "") -> None:
+    """One document through a template, as ``version`` and ``info`` print it. Raises CliError."""
+    from tare.cli.gotemplate import compile_template
+    from tare.cli.templatefunctions import TemplateError
+
+    try:
+        template = compile_template(text, name)
+    except TemplateError as error:
+        raise CliError(f"template parsing error: template: {name}:1: {error}", 64) from None
+    try:
+        sys.stdout.write(template.execute(document) + "\n")
+    except TemplateError as error:
+        sys.stdout.write("\n")
+        raise CliError(str(error)) from None
 
 
 def filters(given: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TemplateError(Exception):
-    """A format that cannot be parsed or does not fit the data."""
+    """A format that cannot be parsed or does not fit the data. ``str`` has Go's words, with the place once that is known."""
 
 
 class _Missing:
@@ -65,8 +65,14 @@ def _public(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """``json``: as Go encodes it, with ``<``, ``>`` and ``&`` left alone."""
-    return encode(_public(value))
+    """``json``: as Go encodes it, with ``<``, ``>`` and ``&`` left alone, except in whole rows, which encode themselves."""
+    text = encode(_public(value))
+    return escape_html(text) if isinstance(value, dict) and MISSING in value else text
+
+
+def escape_html(text: str) -> str:
+    """JSON text with the characters escaped that mean something in HTML, which is what Go's encoder does unasked."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _number(value: Any) -> float:

@@ -60,10 +60,14 @@ def _formatted(document: dict[str, Any], layout: str) -> None:
 
         sys.stdout.write(encode(document) + "\n")
         return
-    from tare.cli.tables import templated
+    from tare.cli.tables import write_one
+    from tare.cli.templatefunctions import MISSING
 
+    document["Client"][MISSING] = "system.clientVersion"
+    if document["Server"] is not None:
+        document["Server"][MISSING] = "*types.Version"
     document["Client"]["APIVersion"] = document["Client"]["ApiVersion"]
-    sys.stdout.write(templated(layout, [document], None)[0] + "\n")
+    write_one(layout, document, "version")
 
 
 def _text(document: dict[str, Any]) -> str:
