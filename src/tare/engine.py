@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tare.containers.service import Containers
 from tare.errors import Conflict
 from tare.events import EventBus
+from tare.images.garbage import PARTIAL_AGE
 from tare.images.service import Images
 from tare.linux.cgroup.detect import detect
 from tare.linux.cgroup.group import Cgroup
@@ -52,6 +53,7 @@ class Engine:
             _make_directories(config)
             self.metadata = Metadata(config.database)
             self.content = ContentStore(config.data_root)
+            self.content.discard_scratch()
             self.layers = choose(config.data_root, config.exec_root, config.storage_driver)
             self.snapshots = Snapshots(config.data_root, self.layers)
             self.images = Images(config, self.content, self.layers, self.metadata, self.events)
@@ -68,6 +70,7 @@ class Engine:
             await asyncio.to_thread(self.volumes.mounts.settle)
             await self.networks.restore(container.id for container in self.containers.all() if container.running)
             await self.containers.resume()
+            self._tidying = asyncio.create_task(self.images.collect_garbage(PARTIAL_AGE), name="tidy stores")
             self._open = True
         except BaseException:
             self._lock.release()
@@ -86,6 +89,8 @@ class Engine:
         if not self._open:
             return
         self._open = False
+        self._tidying.cancel()
+        await asyncio.gather(self._tidying, return_exceptions=True)
         await self.containers.close()
         await self.images.close()
         await self.networks.close()

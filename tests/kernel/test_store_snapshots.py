@@ -22,7 +22,6 @@ from tare.linux.mount import overlay
 from tare.oci.digest import Digest
 from tare.store.changes import ChangeKind
 from tare.store.content import ContentStore
-from tare.store.gc import Leases, Roots, sweep
 from tare.store.layers.choice import choose
 from tare.store.layers.driver import LayerDriver
 from tare.store.snapshots import Snapshots
@@ -208,27 +207,3 @@ def test_trash_is_cleaned_after_a_crash(snapshots: Snapshots, stack: list[Digest
         again.delete(path)
     assert os.listdir(tmp_path / "data/snapshots/.trash") == []
     assert again.diff("c1") == []
-
-
-def test_sweep(layers: LayerDriver, tmp_path: Path) -> None:
-    content = ContentStore(tmp_path / "data")
-    leases = Leases()
-    kept, leased, dead = (content.put(data) for data in (b"kept", b"leased", b"dead"))
-    layer_kept, layer_used, layer_dead = (store(layers, pack(file(name, b"1"))).diff_id for name in ("a", "b", "c"))
-    layers.acquire([layer_used])
-    late: list[Digest] = []
-
-    def roots() -> Roots:
-        late.append(content.put(b"published while the sweep runs"))
-        return Roots(frozenset([kept]), frozenset([layer_kept]))
-
-    with leases.hold() as lease:
-        lease.add(leased)
-        swept = sweep(content, layers, roots, leases)
-    assert (swept.blobs, swept.layers) == ((dead,), (layer_dead,))
-    assert swept.freed > 4
-    assert set(content.walk()) == {kept, leased, *late}
-    assert set(layers.walk()) == {layer_kept, layer_used}
-    layers.release([layer_used])
-    assert set(sweep(content, layers, lambda: Roots(frozenset(), frozenset()), leases).layers) == {layer_kept, layer_used}
-    assert list(content.walk()) == []

@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from tare.errors import ResourceExhausted
+from tare.oci.digest import Digest
 from tare.oci.image import ContainerConfig, History, ImageConfig, RootFS
 from tare.store.layers.driver import Layer, LayerDriver
 
@@ -27,10 +28,10 @@ class Step:
     comment: str = ""
 
 
-def store_layer(layers: LayerDriver, chunks: Iterable[bytes]) -> Layer:
-    """Store the tar of a layer. Blocks; leaves nothing behind on failure."""
+def store_layer(layers: LayerDriver, chunks: Iterable[bytes], claim: Callable[[Digest], None]) -> Layer:
+    """Store the tar of a layer, whose diff_id ``claim`` hears before it is visible. Blocks; leaves nothing behind on failure."""
     try:
-        with layers.writer() as writer:
+        with layers.writer(claim) as writer:
             for chunk in chunks:
                 writer.write(chunk)
             return writer.commit()

@@ -7,41 +7,28 @@ The same bounded line as a pull's, without a registry: nobody tells the digests 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
-from tare.distribution.channel import Broken, Channel
+from tare.distribution.channel import Channel
 from tare.distribution.decompress import decompress
 from tare.errors import ResourceExhausted
+from tare.images.garbage import Pins
+from tare.images.intake import intake
 from tare.store.layers.driver import Layer, LayerDriver
 
-_CHANNEL_LIMIT = 8 << 20
 
-
-async def import_layer(layers: LayerDriver, source: AsyncIterator[bytes]) -> Layer:
-    """Store the tar (plain, gzip, zstd, bzip2 or xz) that ``source`` yields. Leaves nothing behind on failure."""
-    channel = Channel(_CHANNEL_LIMIT)
-    worker = asyncio.create_task(asyncio.to_thread(_store, layers, channel))
-    worker.add_done_callback(lambda _: channel.break_())
+async def import_layer(layers: LayerDriver, source: AsyncIterator[bytes], pins: Pins) -> Layer:
+    """Store the tar (plain, gzip, zstd, bzip2 or xz) that ``source`` yields, pinned. Leaves nothing behind on failure."""
     try:
-        async for chunk in source:
-            if chunk:
-                await channel.put_async(bytes(chunk))
-        channel.close()
-        return await asyncio.shield(worker)
-    except Broken:
-        return await worker  # the worker gave up first: its error is the reason
+        return await intake(source, lambda channel: _store(layers, channel, pins))
     except BaseException:
-        channel.break_()
-        with suppress(Exception):
-            await worker
+        await pins.drop()
         raise
 
 
-def _store(layers: LayerDriver, channel: Channel) -> Layer:
+def _store(layers: LayerDriver, channel: Channel, pins: Pins) -> Layer:
     try:
-        with layers.writer() as writer:
+        with layers.writer(pins.hold) as writer:
             for chunk in decompress(channel, "imported archive"):
                 writer.write(chunk)
             return writer.commit()

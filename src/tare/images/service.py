@@ -242,10 +242,7 @@ class Images:
         name = _target(repository, tag) if repository else None
         container = apply_changes(ContainerConfig(), changes)
         async with self._garbage.pins() as pin:
-            layer = await import_layer(self._layers, source)
-            await pin.add([layer.diff_id])
-            if not self._layers.has(layer.diff_id):
-                raise Corrupt(f"layer {layer.diff_id} was removed while it was being imported: try again")
+            layer = await import_layer(self._layers, source, pin)
             now = _now()
             config = ImageConfig(
                 architecture=target.architecture,
@@ -306,9 +303,12 @@ class Images:
         record = self._record(parent)
         base = self._config(parent) if record else _bare_config(below)
         async with self._garbage.pins() as pin:
-            layer = await asyncio.to_thread(lambda: store_layer(self._layers, changes()))
-            await pin.add([layer.diff_id])
-            confirm()
+            layer = await asyncio.to_thread(lambda: store_layer(self._layers, changes(), pin.hold))
+            try:
+                confirm()
+            except BaseException:
+                await pin.drop()
+                raise
             step = Step(_now(), created_by, author, comment)
             return await self.create_from_layers(child_config(base, layer, container, step), name, parent if record else "")
 
@@ -393,9 +393,12 @@ class Images:
         freed = await self._garbage.collect_all()
         return removals, freed.bytes
 
-    async def collect_garbage(self) -> Freed:
-        """Delete whatever a crash or a broken-off pull left in the stores. ``layers_in_use`` must be set."""
-        return await self._garbage.collect_all()
+    async def collect_garbage(self, age: float = 0.0) -> Freed:
+        """Delete whatever a crash or a broken-off pull left in the stores, when it is ``age`` seconds old.
+
+        ``layers_in_use`` must be set.
+        """
+        return await self._garbage.collect_all(age)
 
     def _deletable(self, image_id: str, force: bool) -> bool:
         situation = self._situation(image_id)

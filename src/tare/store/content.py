@@ -215,7 +215,7 @@ class ContentStore:
         return digest
 
     def scratch(self) -> Path:
-        """A fresh file name on the store's disk for bytes whose digest is not known yet; ``expire`` removes what a crash leaves."""
+        """A fresh file name on the store's disk for bytes whose digest is not known yet; ``discard_scratch`` removes what a crash leaves."""
         return self._ingests / f"scratch-{secrets.token_hex(12)}"
 
     def adopt(self, file: Path, digest: Digest) -> None:
@@ -276,6 +276,12 @@ class ContentStore:
                 for name in os.listdir(directory):
                     if len(name) == length:
                         yield Digest.parse(f"{algorithm}:{name}")
+
+    def discard_scratch(self) -> None:
+        """Delete what a crash left of files whose digest was not known yet: nobody can go on with them. Before anybody writes."""
+        for name in os.listdir(self._ingests):
+            if name.startswith(("scratch-", "put-")):
+                (self._ingests / name).unlink(missing_ok=True)
 
     def expire(self, older_than: float) -> int:
         """Delete partials that nobody has written to for ``older_than`` seconds; returns the bytes freed."""

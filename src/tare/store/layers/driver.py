@@ -30,7 +30,7 @@ import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -67,7 +67,7 @@ class Layer:
 class LayerWriter:
     """One layer being written. End it with ``commit`` or ``abort``; as a context manager it aborts when left without a commit."""
 
-    def __init__(self, driver: LayerDriver, staging: Path, limits: Limits) -> None:
+    def __init__(self, driver: LayerDriver, staging: Path, limits: Limits, claim: Callable[[Digest], None] | None = None) -> None:
         self.tree = Tree(limits)
         self.size = 0
         """Bytes of files so far."""
@@ -75,6 +75,7 @@ class LayerWriter:
         """Bytes of the tar so far."""
         self._driver = driver
         self._staging = staging
+        self._claim = claim
         self._hasher = hashlib.sha256(usedforsecurity=False)
         self._parser = Parser(limits, bodies=False)
         self._flushed = 0
@@ -106,6 +107,8 @@ class LayerWriter:
             diff_id = Digest.sha256(self._hasher.hexdigest())
             if expected is not None and diff_id != expected:
                 raise Corrupt(f"layer does not match its diff_id: expected {expected}, got {diff_id}")
+            if self._claim is not None:
+                self._claim(diff_id)
             try:
                 padding = -self.offset % BLOCK
                 write_all(self._file, bytes(padding))
@@ -253,10 +256,10 @@ class LayerDriver(ABC):
 
     # --- writing
 
-    def writer(self) -> LayerWriter:
-        """Begin a layer."""
+    def writer(self, claim: Callable[[Digest], None] | None = None) -> LayerWriter:
+        """Begin a layer. ``claim`` hears its diff_id in ``commit``, before anybody can see (and delete) it."""
         try:
-            return LayerWriter(self, Path(tempfile.mkdtemp(dir=self._root / "tmp")), self._limits)
+            return LayerWriter(self, Path(tempfile.mkdtemp(dir=self._root / "tmp")), self._limits, claim)
         except OSError as error:
             raise self.translate(error) from error
 
