@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from tare.cli.connection import query_string
 from tare.cli.context import warn
+from tare.cli.copying import save_to, to_stdout
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
 from tare.cli.pull import Progress
@@ -28,30 +28,11 @@ def _save(context: Context, options: Options) -> int:
     query = "&".join(query_string({"names": name}) for name in options.operands)
     platform = options.text("platform")
     response = context.client.stream("GET", f"/images/get?{query}", {"platform": platform or None})
-    if not target:
-        sys.stdout.flush()
-        for piece in response.chunks():
-            _write(1, piece)
-        return 0
-    # Written beside its place and renamed: an archive that is there is whole.
-    partial = f"{target}.tmp-{os.getpid()}"
-    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        for piece in response.chunks():
-            _write(file, piece)
-        os.rename(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    finally:
-        os.close(file)
+    if target:
+        save_to(target, response)
+    else:
+        to_stdout(response)
     return 0
-
-
-def _write(file: int, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[os.write(file, view) :]
 
 
 def _load(context: Context, options: Options) -> int:

@@ -314,11 +314,11 @@ class Client:
         sock, left = response.hijack()
         return sock, left, response.headers.get("content-type", "")
 
-    def upload(self, path: str, query: Mapping[str, object], pieces: Iterable[bytes]) -> Response:
-        """POST a body of unknown length in chunks."""
+    def upload(self, path: str, query: Mapping[str, object], pieces: Iterable[bytes], method: str = "POST") -> Response:
+        """Send a body of unknown length in chunks."""
         self.negotiate()
         wire = self._connect()
-        head = self._head("POST", path, query, {"Transfer-Encoding": "chunked", "Content-Type": "application/x-tar"})
+        head = self._head(method, path, query, {"Transfer-Encoding": "chunked", "Content-Type": "application/x-tar"})
         wire.sock.sendall(head)
         try:
             for piece in pieces:
@@ -328,7 +328,7 @@ class Client:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon refused early: its answer says why
         try:
-            response = Response(self, wire, "POST")
+            response = Response(self, wire, method)
         except (Broken, ConnectionResetError):
             raise self.unreachable(None) from None
         if response.status >= 400:
@@ -405,7 +405,7 @@ class Client:
         reason = ""
         if error is not None and not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
             reason = f" ({error.strerror or error})"
-        if self._open is not open_socket:
+        if self._open is not open_socket and not isinstance(error, ConnectionRefusedError):
             return Unreachable(f"error during connect: cannot reach the daemon at {self.host}{reason or f' ({error})'}")
         return Unreachable(
             f"Cannot connect to the Tare daemon at {self.host}{reason}. Is the tare daemon running?\n"

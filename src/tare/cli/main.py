@@ -33,9 +33,14 @@ COMMON = {
 OTHER = {
     "attach": ("tare.cli.attach", "ATTACH", "Attach local standard input, output, and error streams to a running container"),
     "completion": ("tare.cli.completion", "COMPLETION", "Print the completion script for a shell"),
+    "commit": ("tare.cli.imageverbs", "COMMIT", "Create a new image from a container's changes"),
+    "cp": ("tare.cli.copying", "CP", "Copy files/folders between a container and the local filesystem"),
     "create": ("tare.cli.run", "CREATE", "Create a new container"),
     "diff": ("tare.cli.containerverbs", "DIFF", "Inspect changes to files or directories on a container's filesystem"),
     "events": ("tare.cli.events", "EVENTS", "Get real time events from the server"),
+    "export": ("tare.cli.copying", "EXPORT", "Export a container's filesystem as a tar archive"),
+    "history": ("tare.cli.imageverbs", "HISTORY", "Show the history of an image"),
+    "import": ("tare.cli.imageverbs", "IMPORT", "Import the contents from a tarball to create a filesystem image"),
     "inspect": ("tare.cli.inspection", "INSPECT", "Return low-level information on containers, images, networks and volumes"),
     "kill": ("tare.cli.lifecycle", "KILL", "Kill one or more running containers"),
     "load": ("tare.cli.archive", "LOAD", "Load images from a tar archive or STDIN"),
@@ -47,6 +52,7 @@ OTHER = {
     "rm": ("tare.cli.lifecycle", "RM", "Remove one or more containers"),
     "rmi": ("tare.cli.images", "RMI", "Remove one or more images"),
     "save": ("tare.cli.archive", "SAVE", "Save one or more images to a tar archive (streamed to STDOUT by default)"),
+    "search": ("tare.cli.imageverbs", "SEARCH", "Search a registry for images"),
     "start": ("tare.cli.start", "START", "Start one or more stopped containers"),
     "stats": ("tare.cli.stats", "STATS", "Display a live stream of container(s) resource usage statistics"),
     "stop": ("tare.cli.lifecycle", "STOP", "Stop one or more running containers"),
@@ -83,7 +89,7 @@ REFUSED = {
     "compose": "is a plugin of the docker command; docker-compose works with Tare through DOCKER_HOST",
 }
 """Docker commands without a counterpart, and why."""
-_CONTAINER_VERBS = "attach create diff exec kill logs pause port rename restart rm run start stats stop top unpause update wait"
+_CONTAINER_VERBS = "attach commit cp create diff exec export kill logs pause port rename restart rm run start stats stop top unpause update wait"
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "builder": {},
     "checkpoint": {
@@ -110,6 +116,8 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "image": {
         "bootstrap": ("tare.cli.bootstrap", "BOOTSTRAP", "Make a base image from this machine, without a registry"),
+        "history": OTHER["history"],
+        "import": OTHER["import"],
         "inspect": ("tare.cli.inspection", "IMAGE_INSPECT", "Display detailed information on one or more images"),
         "load": OTHER["load"],
         "ls": COMMON["images"],

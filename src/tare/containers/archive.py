@@ -301,9 +301,9 @@ def _found(view: View, path: str, container: Container, *, follow: bool) -> Iter
     try:
         place = view.resolve(os.fsencode(path), follow=follow)
     except OSError as error:
-        if error.errno in _MISSING:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
             raise NotFound(f"Could not find the file {path} in container {container.name}") from None
-        raise InvalidArgument(f"{path}: {error.strerror}") from None
+        raise InvalidArgument(f"lstat {path}: {os.strerror(error.errno or 0).lower()}") from None
     with place:
         yield place
 
@@ -373,7 +373,7 @@ def _spool(channel: Iterable[bytes], spool: tempfile.SpooledTemporaryFile[bytes]
 
 
 def _reported(error: OSError) -> Exception:
-    text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"Error processing tar file: {text}")
-    return InvalidArgument(f"Error processing tar file: {text}")
+    text = os.strerror(error.errno or 0).lower()
+    if error.filename:
+        text = f"{os.fsdecode(error.filename)}: {text}"
+    return ResourceExhausted(text) if error.errno in (errno.ENOSPC, errno.EDQUOT) else InvalidArgument(text)

@@ -136,7 +136,7 @@ class _Unpacker:
         if there and comes:
             self._merge(directory, name, entry, parts, mount)
             return True
-        if mount is not None:
+        if mount is not None or _is_mount_point(directory, name):
             raise failure(errno.EBUSY, b"unlinkat " + path)
         try:
             if there:
@@ -236,6 +236,20 @@ class _Unpacker:
             finally:
                 os.close(file)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+
+def _is_mount_point(directory: int, name: bytes) -> bool:
+    """Whether something is mounted there in the container's own namespace: from ours the kernel would let us remove it."""
+    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return _mount_id(file) != _mount_id(directory)
+    finally:
+        os.close(file)
+
+
+def _mount_id(fd: int) -> str:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 def _allowed(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -101,7 +101,7 @@ async def in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
 def _path(request: Request) -> str:
     path = request.query.get("path", "")
     if not path:
-        raise InvalidArgument('bad parameter: "path" cannot be empty')
+        raise InvalidArgument("bad parameter: pathcannot be empty")
     return path
 
 
