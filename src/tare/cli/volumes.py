@@ -83,7 +83,7 @@ def _remove(context: Context, options: Options) -> int:
 
 def _prune(context: Context, options: Options) -> int:
     what = "all" if options.on("all") else "anonymous"
-    confirm(f"WARNING! This will remove {what} local volumes not used by at least one container.", options, "volume prune")
+    confirm(f"WARNING! This will remove {what} local volumes not used by at least one container.", options)
     given = [*options.items("filter"), *configured_filters(), *(["all=true"] if options.on("all") else [])]
     answer = context.client.call("POST", "/volumes/prune", {"filters": filters(given)}) or {}
     if names := answer.get("VolumesDeleted"):
