@@ -100,17 +100,21 @@ class Connection:
 class ControlSocket:
     """The listening socket in a run directory, and all connections."""
 
-    def __init__(self, reactor: Reactor, listener: socket.socket, handler: Handler, on_closed: Callable[[Connection], None]) -> None:
+    def __init__(self, reactor: Reactor, handler: Handler, on_closed: Callable[[Connection], None]) -> None:
         self.reactor = reactor
         self.handler = handler
         self.on_closed = on_closed
         self.connections: set[Connection] = set()
+        self._listener: socket.socket | None = None
+
+    def listen(self, listener: socket.socket) -> None:
+        """From now on take new connections."""
         self._listener = listener
-        reactor.watch(listener.fileno(), READ, self._on_connection)
+        self.reactor.watch(listener.fileno(), READ, self._on_connection)
 
     def descriptors(self) -> dict[str, Any] | None:
         """The sockets, for whoever goes on in our place; None while something is unsent."""
-        if not self.flushed:
+        if not self.flushed or self._listener is None:
             return None
         return {"listener": self._listener.fileno(), "connections": [connection.sock.fileno() for connection in self.connections]}
 
@@ -121,6 +125,7 @@ class ControlSocket:
         return connection
 
     def _on_connection(self, events: int) -> None:
+        assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
         except OSError:
@@ -141,8 +146,9 @@ class ControlSocket:
         return not any(connection.queue for connection in self.connections)
 
     def close(self) -> None:
-        self.reactor.forget(self._listener.fileno())
-        self._listener.close()
+        if self._listener is not None:
+            self.reactor.forget(self._listener.fileno())
+            self._listener.close()
         for connection in list(self.connections):
             connection.close()
 

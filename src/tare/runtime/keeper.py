@@ -40,7 +40,7 @@ from tare.runtime.context import SetupFailed, reason
 from tare.runtime.control import Connection, ControlSocket, listen
 from tare.runtime.execs import Execs
 from tare.runtime.holder import AT_REST, Holder
-from tare.runtime.jsonlog import JsonLog
+from tare.runtime.logdrivers import open_log
 from tare.runtime.links import make_links
 from tare.runtime.plan import KeeperPlan
 from tare.runtime.reactor import Reactor, Timer
@@ -70,6 +70,7 @@ class Keeper:
         """The process on record as the keeper."""
         self.steps_text = self.exec_defaults_text = ""
         self.reactor = Reactor(holder.epoll if holder is not None else None)
+        self.control = ControlSocket(self.reactor, self.handle, self._disconnected)
         self.layout = layout
         self.cgroup: Cgroup | None = None
         self.child: Child | None = None
@@ -88,46 +89,48 @@ class Keeper:
 
     # Start
 
-    def listen(self, request: Request, fds: list[int]) -> None:
-        """Take over what came with the start request, and open the control socket."""
+    def take(self, request: Request, fds: list[int]) -> None:
+        """Take over what came with the start request."""
         self.steps_text = str(request["steps"])
         self.exec_defaults_text = str(request["exec_defaults"])
-        self.control = ControlSocket(self.reactor, listen(self._run_fd), self.handle, self._disconnected)
         self._starter = self.control.adopt(socket.socket(fileno=fds[0]))
         inherited = (1 if self.plan.stdio.tty else 3) if self.plan.stdio.inherit else 0
         self._inherited = fds[1 : 1 + inherited]
         self._attachments = list(zip(request.get("attachments") or (), fds[1 + inherited :], strict=True))
 
-    def _open_log(self, resting: dict[str, Any] | None = None) -> JsonLog | None:
-        target = self.plan.log
-        if target.driver != "json-file":
-            return None
-        return JsonLog(target.path, target.max_size, target.max_file, target.attributes, resting)
-
     def start(self, spare: SpareInit | None) -> None:
         """Set everything up and let the init go; the rest happens in the event loop."""
         try:
-            log = self._open_log()
-            self.child = Child(
-                self.reactor,
-                self.plan.stdio,
-                log,
-                self._on_progress,
-                self._on_started,
-                self._on_failed,
-                self._on_ended,
-                self._inherited,
-            )
-            self._attach_early()
-            self._start_init(self.child, spare)
-            self._enter_cgroup(self.child, spare)
+            self._begin(spare)
         except (OSError, ValueError, SetupFailed) as error:
             text = error.text if isinstance(error, SetupFailed) else reason(error) if isinstance(error, OSError) else str(error)
             failure = {"failed": text, "code": 128, "plain": False}
             if self.child is not None and self.child.pid:
                 self.child.abort(failure)
-            else:
-                self._on_failed(self.child, failure)
+                return
+            if spare is not None:
+                spare.discard()
+            self._on_failed(self.child, failure)
+
+    def _begin(self, spare: SpareInit | None) -> None:
+        """A spare init gets its steps first of all: it goes to work while we do the rest, until it needs its cgroup."""
+        self.child = Child(
+            self.reactor, self.plan.stdio, None, self._on_progress, self._on_started, self._on_failed, self._on_ended, self._inherited
+        )
+        if spare is not None:
+            self.cgroup = spare.cgroup
+            text = '{"steps":' + self.steps_text + "}"
+            messages.send_bytes(spare.line, text.encode(), self.child.streams.child)
+            self.child.begin(spare.pid, spare.line)
+        self.control.listen(listen(self._run_fd))
+        # A daemon that starts from now on finds this socket; one that was killed before cannot know of this start, which gives itself up.
+        if self._abandoned():
+            raise SetupFailed("nobody waits for this start any more")
+        self.child.stdio.log = open_log(self.plan.log)
+        self._attach_early()
+        if spare is None:
+            self._fork_init(self.child)
+        self._enter_cgroup(self.child)
 
     def _attach_early(self) -> None:
         assert self.child is not None
@@ -140,13 +143,8 @@ class Keeper:
         for description, fd in pending:
             attach(child, description, fd, id(self._starter))
 
-    def _start_init(self, child: Child, spare: SpareInit | None) -> None:
+    def _fork_init(self, child: Child) -> None:
         streams = child.streams.child
-        if spare is not None:
-            text = '{"steps":' + self.steps_text + "}"
-            messages.send_bytes(spare.line, text.encode(), streams)
-            child.begin(spare.pid, spare.line)
-            return
         self._enter_pid_namespace()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
@@ -165,10 +163,9 @@ class Keeper:
             namespaces.join(fd, "pid")
             os.close(fd)
 
-    def _enter_cgroup(self, child: Child, spare: SpareInit | None) -> None:
+    def _enter_cgroup(self, child: Child) -> None:
         if self.layout is not None and self.plan.cgroup:
-            if spare is not None and spare.cgroup is not None:
-                self.cgroup = spare.cgroup
+            if self.cgroup is not None:
                 self.cgroup.rename(self.plan.cgroup)
             else:
                 group = Cgroup(self.layout, self.plan.cgroup)
@@ -179,21 +176,11 @@ class Keeper:
                 self.warnings.extend(self.cgroup.apply(self.plan.resources))
         child.go("cgroup")
 
-    def abandoned(self) -> bool:
-        """Whether whoever asked for this start has gone before it began.
-
-        To be asked when the control socket listens: a daemon that starts later finds either that socket, or a start that gave itself up.
-        """
+    def _abandoned(self) -> bool:
+        """Whether whoever asked for this start has gone."""
         poller = select.poll()
         poller.register(self._starter.sock.fileno(), 0)
         return bool(poller.poll(0))
-
-    def give_up(self) -> None:
-        """End before the start; nobody is there to be told."""
-        os.unlink("keeper.sock", dir_fd=self._run_fd)
-        self.control.close()
-        for _, fd in self._attachments:
-            messages.close_all([fd])
 
     def _on_progress(self, at: str, child: Child) -> None:
         if child is not self.child:
@@ -489,13 +476,13 @@ class Keeper:
         """Go on where the worker that wrote ``state`` stopped."""
         assert self.holder is not None
         control = state["control"]
-        self.control = ControlSocket(self.reactor, socket.socket(fileno=control["listener"]), self.handle, self._disconnected)
+        self.control.listen(socket.socket(fileno=control["listener"]))
         for fd in control["connections"]:
             self.control.adopt(socket.socket(fileno=fd))
         self.warnings = state["warnings"]
         self.execs.exits = state["exec_exits"]
         self.cgroup = Cgroup(self.layout, self.plan.cgroup) if self.layout is not None and state["cgroup"] else None
-        log = self._open_log(state["log"])
+        log = open_log(self.plan.log, state["log"])
         self.child = Child(
             self.reactor,
             self.plan.stdio,
@@ -530,17 +517,12 @@ def serve(request: Request, fds: list[int], layout: Layout | None, spare: SpareI
     """Be the keeper of one container, from its plan to its first rest or its end."""
     try:
         keeper = Keeper(str(request["id"]), request["keeper"], layout, holder)
-        keeper.listen(request, fds)
+        keeper.take(request, fds)
     except (OSError, ValueError, KeyError, TypeError) as error:
         text = reason(error) if isinstance(error, OSError) else repr(error)
         failure = {"failed": f"cannot set up the keeper: {text}", "code": 128}
         sock = socket.socket(fileno=fds[0])
         messages.send(sock, {"event": "failed", "message": failure_text(failure, CREATE_PREFIX), "code": 128})
-        if spare is not None:
-            spare.discard()
-        return
-    if keeper.abandoned():
-        keeper.give_up()
         if spare is not None:
             spare.discard()
         return
