@@ -82,14 +82,16 @@ class FakeRegistry:
 
     async def serve_blob(self, request: web.Request, data: bytes, announce: int | None = None) -> web.StreamResponse:
         """Send ``data`` (or the asked range of it), in chunks; ``announce`` is a Content-Length that may be a lie."""
-        start = 0
+        start, total = 0, len(data)
         wanted = request.headers.get("Range", "")
-        if self.ranges and wanted.startswith("bytes="):
-            start = int(wanted[6:].partition("-")[0])
-        response = web.StreamResponse(status=206 if start else 200)
+        ranged = self.ranges and wanted.startswith("bytes=")
+        if ranged:
+            first, _, last = wanted[6:].partition("-")
+            start, data = int(first), data[: int(last) + 1 if last else None]
+        response = web.StreamResponse(status=206 if ranged else 200)
         response.content_length = len(data) - start if announce is None else announce
-        if start:
-            response.headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if ranged:
+            response.headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{total}"
         await response.prepare(request)
         for position in range(start, len(data), self.chunk):
             await response.write(data[position : position + self.chunk])

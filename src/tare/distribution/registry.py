@@ -25,6 +25,7 @@ from tare.distribution.auth import Credentials
 from tare.distribution.certificates import DIRECTORIES
 from tare.distribution.endpoints import RegistryPolicy
 from tare.distribution.progress import Progress, Report, silent
+from tare.distribution.segments import Budget
 from tare.distribution.sharing import SharedTasks
 from tare.distribution.transfer import STAGES, LayerTransfer
 from tare.errors import Corrupt, NotFound, TareError, Unsupported
@@ -109,6 +110,7 @@ class Registry:
         self._pool: ThreadPoolExecutor | None = None
         """Exists while pulls run: an idle daemon keeps no threads for them."""
         self._pulls = 0
+        self._budget = Budget()
         self._transfers: SharedTasks[None] = SharedTasks()
         self._loading = asyncio.Lock()
         self._transport: Transport | None = None
@@ -274,7 +276,7 @@ class Registry:
                     return
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tare-pull")
-                transfer = LayerTransfer(descriptor, diff_id, self._content, self._layers, self._pool, tell)
+                transfer = LayerTransfer(descriptor, diff_id, self._content, self._layers, self._pool, tell, self._budget)
                 await transfer.run(repository)
 
         while True:

@@ -47,9 +47,10 @@ class Fetched:
 
 @dataclass(frozen=True)
 class BlobStream:
-    """An open download: ``chunks`` yields the blob's bytes from ``offset`` on."""
+    """An open download: ``chunks`` yields the blob's bytes from ``offset`` up to ``end``."""
 
     offset: int
+    end: int
     chunks: AsyncIterator[bytes]
 
 
@@ -83,17 +84,17 @@ class Repository:
         return await self._first(lambda host: host.tags(), by_digest=False)
 
     @asynccontextmanager
-    async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncIterator[BlobStream]:
-        """Open a blob for reading from ``offset`` (the stream may start earlier if the server cannot)."""
+    async def blob(self, descriptor: Descriptor, offset: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
+        """Open a blob for reading from ``offset`` up to ``end`` (a server that knows no ranges sends all of it)."""
         error: TareError | None = None
         for host in self._serving(by_digest=True):
             try:
-                response, start = await host.open_blob(descriptor, offset)
+                response, start = await host.open_blob(descriptor, offset, end)
             except (NotFound, Unavailable, Unauthorized, ResourceExhausted) as failure:
                 error = failure
                 continue
             try:
-                yield BlobStream(start, chunks_of(response))
+                yield BlobStream(start, descriptor.size if response.status != 206 or end is None else end, chunks_of(response))
             finally:
                 response.close()
             return
@@ -178,18 +179,19 @@ class Host:
         following = f"tags/list?{query}" if query else ""
         return following if following != path else ""
 
-    async def open_blob(self, descriptor: Descriptor, offset: int) -> tuple[aiohttp.ClientResponse, int]:
+    async def open_blob(self, descriptor: Descriptor, offset: int, end: int | None) -> tuple[aiohttp.ClientResponse, int]:
         """Ask for a blob; returns the answer and the offset at which its body starts."""
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        headers = {"Range": f"bytes={offset}-{end - 1 if end else ''}"} if offset or end else {}
         response = await self._ask("GET", f"blobs/{descriptor.digest}", headers, foreign=descriptor.urls)
         try:
             start = _start(response, offset)
-            length = response.content_length
-            if length is not None and start + length != descriptor.size:
+            length, last = response.content_length, descriptor.size if response.status != 206 or end is None else end
+            if length is not None and start + length != last:
                 kind = media_types.bare(response.headers.get("Content-Type", ""))
                 hint = " (an HTML page)" if kind == "text/html" else ""
                 raise Corrupt(
-                    f"blob {descriptor.digest}: the manifest says {descriptor.size} bytes, the registry sends {start + length}{hint}"
+                    f"blob {descriptor.digest}: the manifest says {descriptor.size} bytes, "
+                    f"the registry sends {start + length + descriptor.size - last}{hint}"
                 )
         except BaseException:
             response.close()

@@ -18,7 +18,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tare.distribution.channel import Broken, Channel
 from tare.distribution.decompress import decompress
 from tare.distribution.progress import Progress, Report
+from tare.distribution.segments import Budget, SegmentedBlob
 from tare.errors import Corrupt, ResourceExhausted, TareError, Unavailable, Upstream
 from tare.oci.digest import Digest
 from tare.oci.image import Descriptor
@@ -60,7 +61,9 @@ class LayerTransfer:
         layers: LayerDriver,
         pool: ThreadPoolExecutor,
         report: Report,
+        budget: Budget,
     ) -> None:
+        self._budget = budget
         self._descriptor = descriptor
         self._diff_id = diff_id
         self._content = content
@@ -188,14 +191,11 @@ class LayerTransfer:
         while offset < size:
             before = offset
             try:
-                async with repository.blob(self._descriptor, offset) as stream:
-                    skip = offset - stream.offset
-                    async for chunk in stream.chunks:
-                        fresh = chunk[skip:] if skip else chunk
-                        skip = max(0, skip - len(chunk))
-                        if fresh:
-                            offset += len(fresh)
-                            await self._put(fresh, offset)
+                blob = SegmentedBlob(repository, self._descriptor, self._budget)
+                async with aclosing(blob.chunks(offset)) as chunks:
+                    async for chunk in chunks:
+                        offset += len(chunk)
+                        await self._put(chunk, offset)
                 if offset < size:
                     raise Upstream(f"blob {self._descriptor.digest}: broke off at byte {offset} of {size}")
             except (Unavailable, ResourceExhausted) as error:

@@ -128,7 +128,7 @@ class Transport:
         headers: Mapping[str, str],
         body: Mapping[str, str] | bytes | AsyncIterator[bytes] | None,
         verify: bool,
-        stall: float = STALL_TIMEOUT,
+        stall: float | None = None,
     ) -> aiohttp.ClientResponse:
         scheme, host = urlsplit(url).scheme, urlsplit(url).netloc
         try:
@@ -138,7 +138,7 @@ class Transport:
                 headers=headers,
                 data=body,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=stall),
+                timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_TIMEOUT, sock_read=stall or STALL_TIMEOUT),
                 ssl=self._certificates.context(host, verify) if scheme == "https" else True,
                 proxy=proxy_for(scheme, host),
             )
