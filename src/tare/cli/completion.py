@@ -122,7 +122,10 @@ def _wants_value(rows: Iterable[Row], word: str) -> bool:
 def _row(rows: Iterable[Row], word: str) -> Row | None:
     """The row of the flag in ``word``: the first of combined short ones that takes a value, else the last."""
     if word.startswith("--"):
+        from tare.cli.flags import ALIASES
+
         name = word[2:].partition("=")[0]
+        name = ALIASES.get(name, name)
         return next((row for row in rows if row[0] == name), None)
     found = None
     for letter in word[1:]:

@@ -15,7 +15,7 @@ import os
 
 from tare.cli.documents import decode, encode
 from tare.cli.failures import CliError
-from tare.cli.hosts import Choice, Tls, docker_directory, normalize, read_settings
+from tare.cli.hosts import UNRESOLVED, Choice, Tls, docker_directory, normalize, read_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def choice(name: str) -> Choice:
     try:
         document = load(name)
     except CliError as error:
-        raise CliError(f"Failed to initialize: unable to resolve docker endpoint: {error}") from None
+        raise CliError(f"{UNRESOLVED}: {error}") from None
     target = endpoint(document)
     directory = os.path.join(tls_directory(name), "docker")
     files = {file: os.path.join(directory, file) for file in TLS_FILES if os.path.exists(os.path.join(directory, file))}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RUN_DIRECTORY = "/run/tare"
 DEFAULT_HOST = f"unix://{RUN_DIRECTORY}/tare.sock"
+UNRESOLVED = "Failed to initialize: unable to resolve docker endpoint"
 
 
 class Tls:
@@ -127,7 +128,7 @@ def choose(flags: Options | None = None) -> Choice:
     hosts = flags.items("host") if flags is not None else []
     context = flags.text("context") if flags is not None else ""
     if len(hosts) > 1:
-        raise CliError("specify only one -H", 125)
+        raise CliError(f"{UNRESOLVED}: Specify only one -H")
     if hosts and context:
         raise CliError("conflicting options: cannot specify both --host and --context", 1)
     if not context:
@@ -190,10 +191,10 @@ def normalize(host: str, *, tls: bool = False) -> str:
     if scheme in ("http", "https"):
         scheme = "tcp"
     if scheme not in ("unix", "tcp", "ssh"):
-        raise CliError(f"unable to parse docker host `{host}`: the scheme must be unix://, tcp:// or ssh://")
+        raise CliError(f"{UNRESOLVED}: invalid bind address format: {host}: the scheme must be unix://, tcp:// or ssh://")
     if scheme == "ssh":
         if not rest.strip("/"):
-            raise CliError(f"unable to parse docker host `{host}`: no host specified")
+            raise CliError(f"{UNRESOLVED}: invalid bind address format: {host}: no host specified")
         return host
     port = "2376" if tls else "2375"
     if not rest:

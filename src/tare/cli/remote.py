@@ -17,6 +17,7 @@ import os
 
 from tare.cli.connection import open_socket
 from tare.cli.failures import CliError
+from tare.cli.hosts import UNRESOLVED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,21 +61,19 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         elif tls.verify:
             context.load_default_certs()
     except (OSError, ssl.SSLError) as error:
-        raise CliError(f"unable to resolve docker endpoint: could not read CA certificate {tls.ca}: {_reason(error)}") from None
+        raise CliError(f"{UNRESOLVED}: open {tls.ca}: {_reason(error)}") from None
     if bool(tls.cert) != bool(tls.key):
-        raise CliError("unable to resolve docker endpoint: a client certificate needs both --tlscert and --tlskey")
+        raise CliError(f"{UNRESOLVED}: a client certificate needs both --tlscert and --tlskey")
     if tls.cert:
         try:
             context.load_cert_chain(tls.cert, tls.key, password=lambda: "")
         except (OSError, ssl.SSLError) as error:
-            raise CliError(
-                f"unable to resolve docker endpoint: could not load X509 key pair {tls.cert}, {tls.key}: {_reason(error)}"
-            ) from None
+            raise CliError(f"{UNRESOLVED}: could not load X509 key pair {tls.cert}, {tls.key}: {_reason(error)}") from None
     return context
 
 
 def _reason(error: OSError) -> str:
-    return str(getattr(error, "reason", "") or error.strerror or error)
+    return str(getattr(error, "reason", "") or (error.strerror or "").lower() or error)
 
 
 def _through_tls(sock: _socket.socket, context: ssl.SSLContext, name: str) -> _socket.socket:
@@ -209,14 +208,12 @@ def ssh_command(host: str) -> list[str]:
     address, _, path = rest.partition("/")
     user, at, machine = address.rpartition("@")
     if ":" in user:
-        raise CliError(
-            f"ssh host connection is not valid: plain-text password is not supported: {host.replace(user.partition(':')[2], 'xxxxx')}"
-        )
+        raise CliError("Failed to initialize: ssh host connection is not valid: invalid SSH URL: plain-text password is not supported")
     machine, colon, port = _machine_and_port(machine)
     if not machine or machine.startswith("-") or user.startswith("-"):
-        raise CliError(f"ssh host connection is not valid: no usable host name in {host}")
+        raise CliError(f"Failed to initialize: ssh host connection is not valid: no usable host name in {host}")
     if colon and not port.isdecimal():
-        raise CliError(f"ssh host connection is not valid: the port is no number in {host}")
+        raise CliError(f"Failed to initialize: ssh host connection is not valid: the port is no number in {host}")
     arguments = [os.environ.get("TARE_SSH", "") or "ssh", "-o", "ConnectTimeout=30", "-T"]
     if at:
         arguments += ["-l", user]

@@ -46,7 +46,10 @@ def _version(context: Context, options: Options) -> int:
         failure = error
     document = {"Client": _client(version), "Server": server}
     if layout:
-        _formatted(document, layout)
+        try:
+            _formatted(document, layout)
+        except CliError as error:
+            failure = failure or error
     else:
         sys.stdout.write(_text(document))
     if failure is not None:
