@@ -53,7 +53,7 @@ def covering(path: str, entries: Iterable[MountEntry]) -> MountEntry | None:
     """The mount that ``path`` (links resolved here) lies on."""
     real, best = os.path.realpath(path), None
     for entry in entries:
-        if real == entry.path or entry.path == "/" or real.startswith(f"{entry.path}/"):
-            if best is None or len(entry.path) >= len(best.path):
-                best = entry
+        above = real == entry.path or entry.path == "/" or real.startswith(f"{entry.path}/")
+        if above and (best is None or len(entry.path) >= len(best.path)):
+            best = entry
     return best
