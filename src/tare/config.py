@@ -39,6 +39,12 @@ class EngineConfig:
     storage_driver: str | None = None
     """Layer driver; ``None`` means probe."""
     log_level: str = "info"
+    log_format: str = "text"
+    """How the daemon's own log is written: ``text`` or ``json``."""
+    metrics_addr: str | None = None
+    """HOST:PORT of the Prometheus metrics."""
+    slow_request: int = 1000
+    """Milliseconds from which a request is logged as slow; 0 logs none."""
     registry_mirrors: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()
     registry_config: Path | None = None
@@ -54,6 +60,8 @@ class EngineConfig:
     bip: str | None = None
     """Address of the default bridge as CIDR; ``None`` means the first free default pool."""
     mtu: int = 1500
+    default_address_pools: tuple[tuple[str, int], ...] = ()
+    """Where networks without a subnet get theirs: (range, prefix length of a subnet); empty means Docker's."""
     log_driver: str = "json-file"
     log_opts: dict[str, str] = field(default_factory=lambda: {"max-size": "100m", "max-file": "5"})
     shutdown_timeout: int = 15

@@ -19,11 +19,10 @@ import signal
 import socket
 import ssl
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tare import daemon_options
+from tare import daemon_log, daemon_options
 from tare.config import EngineConfig
 from tare.daemon_options import Settings, UsageError
 from tare.errors import Conflict, TareError
@@ -35,25 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("tare.daemon")
 
 FORCE_AFTER = 3
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR, "fatal": logging.CRITICAL}
-
-
-class LogFormat(logging.Formatter):
-    """logfmt, as dockerd writes: ``time="…" level=info msg="…"``. One record is one line; line ends inside are escaped."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        if record.exc_info:
-            message += "\n" + self.formatException(record.exc_info)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.created % 1 * 1e6):06d}Z"
-        level = "fatal" if record.levelno >= logging.CRITICAL else record.levelname.lower()
-        return f'time="{stamp}" level={level} msg="{_escaped(message)}"'
-
-
-def _escaped(text: str) -> str:
-    """A quoted value: nothing that a client sent can begin a new record or drive a terminal."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _export_proxies(config: EngineConfig) -> None:
@@ -86,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(settings: Settings) -> int:
     config = settings.config
     _export_proxies(config)
-    _start_log(config)
+    daemon_log.start(config.log_format, _log_level(config))
     if os.geteuid() != 0:
         print("tared needs to be started with root privileges", file=sys.stderr)
         return 1
@@ -110,16 +90,8 @@ def _run(settings: Settings) -> int:
             pidfile.remove()
 
 
-def _start_log(config: EngineConfig) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormat())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    _set_level(config)
-
-
-def _set_level(config: EngineConfig) -> None:
-    logging.getLogger("tare").setLevel(logging.DEBUG if config.debug else _LEVELS[config.log_level])
+def _log_level(config: EngineConfig) -> str:
+    return "debug" if config.debug else config.log_level
 
 
 def _make_roots(config: EngineConfig) -> None:
@@ -204,6 +176,9 @@ class Daemon:
 
     async def run(self) -> int:
         from tare.api.docker.app import DockerApi, default_headers
+        from tare.api.docker.system import architecture
+        from tare.api.docker.versions import engine_version
+        from tare.api.metrics import Metrics, MetricsApi
         from tare.engine import Engine
         from tare.http.server import Server
 
@@ -215,9 +190,15 @@ class Daemon:
         context = _tls_context(config)
         engine = self._engine = Engine(config, self._driver)
         await engine.start()
-        server = Server(DockerApi(engine), default_headers())
+        metrics = Metrics(engine_version(), architecture())
+        api = DockerApi(engine, metrics=metrics)
+        server = Server(api, default_headers())
+        metrics_server = Server(MetricsApi(metrics, engine))
         try:
             await self._listen(server, context)
+            if config.metrics_addr is not None:
+                for address in await metrics_server.listen(f"tcp://{config.metrics_addr}"):
+                    log.info("Metrics API listening on %s", address.removeprefix("tcp://"))
             log.info("Daemon has completed initialization: storage driver %s", engine.layers.name)
             gc.collect()
             gc.freeze()  # what start-up made stays; the collector need not look at it again
@@ -226,6 +207,7 @@ class Daemon:
             _notify("STOPPING=1")
             log.info("Stopping; running containers go on")
         finally:
+            await metrics_server.close(timeout=0.0)
             limit = self._config.shutdown_timeout
             await server.close(timeout=1e9 if limit < 0 else float(limit))
             await engine.close()
@@ -260,7 +242,7 @@ class Daemon:
             return
         self._config, pending = daemon_options.reloaded(self._config, fresh)
         self._engine.config = self._config
-        _set_level(self._config)
+        daemon_log.set_level(_log_level(self._config))
         if pending:
             log.warning("changes of %s take effect at the next start", ", ".join(pending))
         log.info("Reloaded configuration")

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from tare.config import DEFAULT_SOCKET, EngineConfig
+from tare.daemon_log import FORMATS, LEVELS
 from tare.errors import InvalidArgument
 
 DEFAULT_CONFIG_FILE = Path("/etc/tare/daemon.json")
-LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 _TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f")
 
 
@@ -51,6 +51,9 @@ OPTIONS = (
     Option("pidfile", "pidfile", "path", "Path of the daemon's PID file", "p"),
     Option("storage-driver", "storage_driver", "str", "Layer driver: erofs or overlay (default: probed)", "s"),
     Option("log-level", "log_level", "str", "Logging level: debug, info, warn, error, fatal", "l"),
+    Option("log-format", "log_format", "str", "Format of the daemon's log: text or json"),
+    Option("metrics-addr", "metrics_addr", "str", "Address (HOST:PORT) to serve the metrics API on"),
+    Option("slow-request", "slow_request", "int", "Milliseconds from which a request is logged as slow (0: none)"),
     Option("debug", "debug", "bool", "Enable debug mode", "D"),
     Option("registry-mirror", "registry_mirrors", "list", "Mirror to ask before Docker Hub", key="registry-mirrors"),
     Option("insecure-registry", "insecure_registries", "list", "Registry without verified TLS", key="insecure-registries"),
@@ -79,7 +82,7 @@ OPTIONS = (
     Option("label", "labels", "list", "Set key=value labels to the daemon", key="labels"),
 )
 
-RELOADABLE = ("debug", "log_level", "labels", "shutdown_timeout")
+RELOADABLE = ("debug", "log_level", "labels", "shutdown_timeout", "slow_request")
 """Fields that a running daemon takes over at SIGHUP."""
 
 FIXED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -101,7 +104,6 @@ FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "seccomp-profile": (("builtin", ""), "the built-in profile is the default; give another per container"),
     "default-cgroupns-mode": (("private",), "containers get a cgroup namespace of their own"),
     "default-ipc-mode": (("private",), "containers get an IPC namespace of their own"),
-    "log-format": (("text",), "logs are written as text"),
     "raw-logs": (_FALSE, "the log has no colours to leave out; drop the option"),
 }
 _SWITCHES = frozenset(name for name, (values, _) in FIXED.items() if values in (_TRUE, _FALSE))
@@ -304,8 +306,12 @@ def _shown(value: Any) -> str:
 
 def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
     """Everything that can be seen to be wrong without touching the machine; fills in what follows from other settings."""
-    if config.log_level not in LOG_LEVELS:
-        raise UsageError(f"unable to parse logging level: {config.log_level} (one of {', '.join(LOG_LEVELS)})")
+    if config.log_level not in LEVELS:
+        raise UsageError(f"unable to parse logging level: {config.log_level} (one of {', '.join(LEVELS)})")
+    if config.log_format not in FORMATS:
+        raise UsageError(f"invalid log format: {config.log_format} (one of {', '.join(FORMATS)})")
+    if config.metrics_addr is not None and not config.metrics_addr.rpartition(":")[2].isdecimal():
+        raise UsageError(f"invalid metrics address {config.metrics_addr}: expected HOST:PORT")
     if not 68 <= config.mtu <= 65535:
         raise UsageError(f"invalid MTU {config.mtu}: expected 68 to 65535")
     if config.shutdown_timeout < -1:

@@ -68,12 +68,15 @@ class EventBus:
         self._history: deque[Event] = deque(maxlen=HISTORY_LIMIT)
         self._subscriptions: set[Subscription] = set()
         self._last = 0
+        self.published = 0
+        """Events since the start."""
 
     def publish(self, type: str, action: str, actor_id: str, attributes: Mapping[str, str] | None = None) -> Event:
         """Publish one event, stamped with a strictly increasing time in nanoseconds since the epoch."""
         self._last = max(time.time_ns(), self._last + 1)
         event = Event(type, action, actor_id, dict(attributes or {}), self._last)
         self._history.append(event)
+        self.published += 1
         for subscription in self._subscriptions:
             subscription._offer(event)
         return event

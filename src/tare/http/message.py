@@ -137,6 +137,8 @@ class Request:
     path: str = ""
     raw_query: str = ""
     params: dict[str, str] = field(default_factory=dict)
+    route: str = ""
+    """Pattern of the route that answers, set by the face; empty when none does."""
     max_body: int = DEFAULT_MAX_BODY
     response_started: bool = False
 

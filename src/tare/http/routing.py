@@ -19,10 +19,12 @@ _PARAMETER = re.compile(r"\{(\w+)(:\*)?\}")
 
 @dataclass(frozen=True)
 class Route(Generic[T]):
-    """``handler`` is whatever the face wants to find. ``max_body`` bounds ``Request.read`` (None: the server's default)."""
+    """``handler`` is whatever the face wants to find. ``max_body`` bounds ``Request.read`` (None: the server's default). ``pattern`` is
+    what the route was registered under."""
 
     handler: T
     max_body: int | None = None
+    pattern: str = ""
 
 
 class NoRoute(Exception):
@@ -47,7 +49,7 @@ class Router(Generic[T]):
         self._patterns: dict[str, dict[str, _Pattern[T]]] = {}
 
     def add(self, method: str, pattern: str, handler: T, max_body: int | None = None) -> None:
-        route = Route(handler, max_body)
+        route = Route(handler, max_body, pattern)
         if "{" not in pattern:
             methods = self._exact.setdefault(pattern, {})
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from tare.http.parser import ProtocolError
 from tare.http.routing import NoRoute
 
 if TYPE_CHECKING:
+    from tare.api.metrics import Metrics
     from tare.engine import Engine
 
 log = logging.getLogger("tare.api")
@@ -45,18 +47,50 @@ def default_headers() -> dict[str, str]:
     }
 
 
+def _fields(request: Request) -> dict[str, object]:
+    """What identifies a request in the log."""
+    return {"request": request.id, "method": request.method, "path": request.path}
+
+
 class DockerApi:
     """The handler that the HTTP server calls for every request."""
 
-    def __init__(self, engine: Engine, table: routes.Routes | None = None) -> None:
+    def __init__(self, engine: Engine, table: routes.Routes | None = None, metrics: Metrics | None = None) -> None:
+        self._engine = engine
         self._router = routes.table(engine) if table is None else table
+        self._metrics = metrics
 
     async def __call__(self, request: Request) -> Response | None:
+        if self._metrics is None:
+            return await self._answer(request)
+        start = time.perf_counter()
+        response = await self._answer(request)
+        if response is not None:  # an answer that streams takes as long as its client likes
+            self._measured(request, response.status, time.perf_counter() - start)
+        return response
+
+    def _measured(self, request: Request, status: int, seconds: float) -> None:
+        assert self._metrics is not None
+        self._metrics.request(request.method, request.route, status, seconds)
+        limit = self._engine.config.slow_request
+        slow = 0 < limit <= seconds * 1000
+        if slow or log.isEnabledFor(logging.DEBUG):
+            fields = {
+                "request": request.id,
+                "method": request.method,
+                "path": request.path,
+                "status": status,
+                "ms": round(seconds * 1000, 1),
+            }
+            log.log(logging.WARNING if slow else logging.DEBUG, "slow request" if slow else "request", extra={"fields": fields})
+
+    async def _answer(self, request: Request) -> Response | None:
         try:
             if _UNCLEAN.search(request.path):
                 return _redirect(request)
             version, path = versions.split(request.path)
             route, request.params = self._router.find(request.method, path)
+            request.route = route.pattern
             if route.max_body is not None:
                 request.max_body = route.max_body
             return await route.handler(request, version)
@@ -65,6 +99,6 @@ class DockerApi:
         except Exception as error:
             if request.response_started:  # too late for a status: the connection is cut, which no client takes for success
                 raise
-            if isinstance(error, TareError | RequestError | NoRoute):
-                log.debug("request %s: %s %s: %s", request.id, request.method, request.path, error)
+            if isinstance(error, TareError | RequestError | NoRoute) and log.isEnabledFor(logging.DEBUG):
+                log.debug("request refused: %s", error, extra={"fields": _fields(request)})
             return errors.response(error, request.id)

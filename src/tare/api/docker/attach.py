@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tare.api.docker.params import boolean
-from tare.containers.logs import Line, LogQuery
+from tare.containers.logformats import Line
+from tare.containers.logs import LogQuery
 from tare.containers.task import Attachment
 from tare.errors import InvalidArgument
 from tare.http.websocket import accept
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+
+HEAD_START = 0.01
+"""Seconds between the head of an attach and its backlog. docker-py reads the head through a buffer that it then drops: what comes in the
+same packet is lost to it. dockerd is saved by being slower."""
 
 _CONTROL = {chr(code + 96): code for code in range(1, 27)} | {"@": 0, "[": 27, "\\": 28, "]": 29, "^": 30, "_": 31}
 
@@ -100,6 +105,8 @@ async def attach_request(
 
 async def _connect(containers: Containers, container: Container, attachment: Attachment, stream: bool, backlog: bool) -> None:
     copy = attachment.sock.dup() if backlog else None
+    if backlog:
+        await asyncio.sleep(HEAD_START)
     try:
         live = await containers.lifecycle.attach(container, attachment) if stream else None
         if copy is not None:

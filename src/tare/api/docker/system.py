@@ -82,6 +82,12 @@ class SystemHandlers:
                 pass
 
 
+def architecture() -> str:
+    """The machine's, in Go's words."""
+    machine = os.uname().machine
+    return ARCHITECTURES.get(machine, machine)
+
+
 def event_document(event: Event) -> wire.EventMessage:
     """The event as Docker's clients read it."""
     message = wire.EventMessage(
@@ -102,7 +108,7 @@ def event_document(event: Event) -> wire.EventMessage:
 def version_document() -> wire.Version:
     """Honest about what this is: the engine is Tare, and the field for Go's version names Python's."""
     uname = os.uname()
-    arch = ARCHITECTURES.get(uname.machine, uname.machine)
+    arch = architecture()
     own = versions.engine_version()
     python = f"python{platform.python_version()}"
     details = {
