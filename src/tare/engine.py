@@ -7,13 +7,10 @@ goes the other way. Running containers are not touched by ``close``.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from tare.containers.service import Containers
-from tare.errors import Conflict
 from tare.events import EventBus
 from tare.images.garbage import PARTIAL_AGE
 from tare.images.service import Images
@@ -22,12 +19,12 @@ from tare.linux.cgroup.group import Cgroup
 from tare.networks.service import Networks
 from tare.store.content import ContentStore
 from tare.store.layers.choice import choose
+from tare.store.lock import DataRootLock
 from tare.store.metadata import Metadata
 from tare.store.snapshots import Snapshots
 from tare.volumes.service import Volumes
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from tare.config import EngineConfig
     from tare.containers.task import TaskDriver
@@ -42,7 +39,7 @@ class Engine:
         self.config = config
         self.driver = driver
         self.events = EventBus()
-        self._lock = _DataRootLock(config.data_root)
+        self._lock = DataRootLock(config.data_root)
         self._open = False
 
     async def start(self) -> None:
@@ -122,31 +119,3 @@ def _remove_empty_group(path: str) -> None:
             group.remove()
     except OSError as error:
         _log.debug("control group %s stays: %s", path, error)
-
-
-class _DataRootLock:
-    """One engine per data root: an flock that ends with its process, and the owner's pid beside it for the error message."""
-
-    def __init__(self, data_root: Path) -> None:
-        self._path = data_root / "lock"
-        self._fd = -1
-
-    def acquire(self) -> None:
-        self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            raise Conflict(
-                f"data root {self._path.parent} is in use by process {owner or 'unknown'}: stop that daemon or choose another --data-root"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        self._fd = fd
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1

@@ -137,6 +137,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "system": {
         "df": ("tare.cli.df", "DF", "Show disk usage"),
         "events": OTHER["events"],
+        "fsck": ("tare.cli.fsck", "FSCK", "Check blobs, layers, images and containers on the disk, and repair what can be"),
         "info": COMMON["info"],
         "prune": ("tare.cli.prune", "SYSTEM_PRUNE", "Remove unused data"),
     },

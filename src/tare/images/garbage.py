@@ -84,6 +84,12 @@ class Garbage:
             self._pinned += Counter()  # drops the zeros
             pins.held = []
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nothing is collected while the context lasts."""
+        async with self._collecting:
+            yield
+
     async def collect(self, blobs: Iterable[str], layers: Iterable[str]) -> Freed:
         """Delete those of ``blobs`` and ``layers`` (diff_ids) that nothing needs."""
         async with self._collecting:

@@ -31,6 +31,7 @@ from tare.events import EventBus
 from tare.images.archive_load import Loader
 from tare.images.archive_save import Saved, Saver
 from tare.images.changes import apply_changes
+from tare.images.check import Checker, Findings
 from tare.images.committing import Step, child_config, store_layer
 from tare.images.filters import select
 from tare.images.garbage import Freed, Garbage
@@ -399,6 +400,14 @@ class Images:
         ``layers_in_use`` must be set.
         """
         return await self._garbage.collect_all(age)
+
+    async def check(self, root: Path, repair: bool = False) -> Findings:
+        """``fsck`` while the engine runs: see ``check.py``."""
+        async with self._garbage.paused():
+            checker = Checker(root, self._metadata, self._content, self._layers, repair=repair)
+            findings = await asyncio.to_thread(checker.run)
+        self._configs.clear()
+        return findings
 
     def _deletable(self, image_id: str, force: bool) -> bool:
         situation = self._situation(image_id)

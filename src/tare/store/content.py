@@ -215,7 +215,7 @@ class ContentStore:
         return digest
 
     def scratch(self) -> Path:
-        """A fresh file name on the store's disk for bytes whose digest is not known yet; ``discard_scratch`` removes what a crash leaves."""
+        """A fresh file name on the store's disk for bytes whose digest is not known yet; ``discard_scratch`` removes what a crash left."""
         return self._ingests / f"scratch-{secrets.token_hex(12)}"
 
     def adopt(self, file: Path, digest: Digest) -> None:

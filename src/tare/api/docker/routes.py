@@ -13,6 +13,7 @@ from tare.api.docker.archive import ArchiveHandlers
 from tare.api.docker.containers import ContainerHandlers
 from tare.api.docker.df import UsageHandlers
 from tare.api.docker.execs import ExecHandlers
+from tare.api.docker.fsck import CheckHandlers
 from tare.api.docker.images import ImageHandlers
 from tare.api.docker.networks import NetworkHandlers
 from tare.api.docker.registries import RegistryHandlers
@@ -41,6 +42,7 @@ def table(engine: Engine) -> Routes:
     routes: Routes = Router()
     add_system(routes, SystemHandlers(engine))
     routes.add("GET", "/system/df", UsageHandlers(engine, ContainerHandlers(engine)).usage)
+    routes.add("POST", "/system/fsck", plain(CheckHandlers(engine).fsck))
     add_registries(routes, RegistryHandlers(engine))
     add_images(routes, ImageHandlers(engine))
     add_containers(routes, ContainerHandlers(engine))

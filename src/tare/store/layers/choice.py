@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tare.errors import InvalidArgument, Unsupported
@@ -35,3 +36,15 @@ def choose(root: Path, exec_root: Path, override: str | None = None) -> LayerDri
             continue
         return driver(root, exec_root)
     raise Unsupported("no storage driver works here: " + "; ".join(reasons))
+
+
+def on_disk(root: Path) -> str:
+    """The driver that holds the layers of a data root, by what lies there (the one with most layers); the first one when there are none."""
+
+    def layers(name: str) -> int:
+        try:
+            return len(os.listdir(root / "layers" / name / "sha256"))
+        except FileNotFoundError:
+            return 0
+
+    return max(DRIVERS, key=layers)

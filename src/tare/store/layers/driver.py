@@ -30,7 +30,7 @@ import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -62,6 +62,18 @@ class Layer:
     """Mode, uid and gid of the root directory when the layer's tar has an entry for it."""
     dropped: tuple[str, ...] = ()
     """Extended attributes that were left out."""
+
+
+def tree_of(chunks: Iterable[bytes], limits: Limits = DEFAULT_LIMITS) -> Tree:
+    """What the tar in ``chunks`` means."""
+    tree = Tree(limits)
+    parser = Parser(limits, bodies=False)
+    for chunk in chunks:
+        for entry in parser.feed(chunk):
+            if isinstance(entry, Entry):
+                tree.add(entry)
+    parser.close()
+    return tree
 
 
 class LayerWriter:
@@ -393,14 +405,9 @@ class LayerDriver(ABC):
         if target.exists():
             return target
         staging = Path(tempfile.mkdtemp(dir=self._root / "tmp"))
-        tree = Tree(self._limits)
         try:
             with open(self.path(layer.diff_id) / "layer.tar", "rb") as tar:
-                parser = Parser(self._limits, bodies=False)
-                while chunk := tar.read(1 << 20):
-                    for entry in parser.feed(chunk):
-                        if isinstance(entry, Entry):
-                            tree.add(entry)
+                tree = tree_of(iter(lambda: tar.read(_CHUNK), b""), self._limits)
                 (staging / "fs").mkdir(mode=0o755)
                 extract(tree, tar.fileno(), staging / "fs", lowers[::-1])
             sync_filesystem(staging)
@@ -441,6 +448,21 @@ class LayerDriver(ABC):
         """The slow half of ``remove``."""
         if doomed is not None:
             remove_tree(doomed)
+
+    def discard_damaged(self, diff_id: Digest) -> None:
+        """Take away a layer that cannot be used as it is, record readable or not. ``Conflict`` while it is acquired."""
+        with self._lock:
+            if diff_id in self._counts:
+                raise Conflict(f"layer {diff_id} is in use")
+            try:
+                layer = self.get(diff_id)
+            except Corrupt:
+                layer = None
+            if layer is not None:
+                self._hide(layer)
+            self._records.pop(diff_id, None)
+            if self.path(diff_id).exists():
+                self._discard(self.path(diff_id))
 
     def _discard(self, path: Path) -> None:
         """Move a directory without a readable record out of the way."""
