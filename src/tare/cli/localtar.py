@@ -162,7 +162,7 @@ class _Unpacker:
         try:
             name = parts[-1]
             if self._make_way(parent, name, entry, "/".join([self._directory.rstrip("/"), *parts])):
-                self._make(parent, name, entry, archive)
+                self._make(parent, parts, entry, archive)
             if entry.isdir():
                 self._times.append((parts, float(entry.mtime)))
                 _set_mode(parent, name, entry.mode)
@@ -183,7 +183,16 @@ class _Unpacker:
             os.unlink(name, dir_fd=parent)
         return not there
 
-    def _make(self, parent: int, name: str, entry: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    def _check_link(self, parts: list[str], target: str) -> None:
+        """Nobody's copy shall contain a link that leads out of it (an absolute one counts from the copy's root, as by docker)."""
+        try:
+            self._parts("/".join([*parts[:-1], target]))
+        except CliError:
+            path = "/".join([self._directory.rstrip("/"), *parts])
+            raise CliError(f'invalid symlink "{path}" -> "{target}"') from None
+
+    def _make(self, parent: int, parts: list[str], entry: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+        name = parts[-1]
         if entry.isdir():
             os.mkdir(name, 0o700, dir_fd=parent)
         elif entry.isreg():
@@ -191,13 +200,14 @@ class _Unpacker:
             assert source is not None
             _make_file(parent, name, entry, source)
         elif entry.issym():
+            self._check_link(parts, entry.linkname)
             os.symlink(entry.linkname, name, dir_fd=parent)
             os.utime(name, (entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
         elif entry.islnk():
-            parts = self._parts(self._rename(entry.linkname))
-            other = self._open(parts[:-1])
+            target = self._parts(self._rename(entry.linkname))
+            other = self._open(target[:-1])
             try:
-                os.link(parts[-1], name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
+                os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
             finally:
                 os.close(other)
         else:
