@@ -26,6 +26,9 @@ class FakeRegistry:
     ranges: bool = True
     chunk: int = 64 << 10
     delay: float = 0.0
+    uploads: dict[str, bytearray] = field(default_factory=dict)
+    """Uploads under way, by id."""
+    mounts: bool = True
     requests: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Method, path with query, Authorization, Range."""
 
@@ -52,16 +55,53 @@ class FakeRegistry:
         path = request.path
         if path == "/v2/":
             return web.json_response({})
+        if "/blobs/uploads/" in path:
+            return await self._upload(request)
         name, _, reference = path.removeprefix("/v2/").partition("/manifests/")
+        if reference and request.method == "PUT":
+            raw = await request.read()
+            self.manifests[f"{name}:{reference}"] = self.manifests[f"{name}:{sha256(raw)}"] = (raw, request.content_type)
+            return web.Response(status=201, headers={"Docker-Content-Digest": sha256(raw)})
         if reference:
             return self._manifest(name, reference)
         name, _, _ = path.removeprefix("/v2/").partition("/tags/list")
         if path.endswith("/tags/list"):
             return self._tags(request, name)
         name, _, digest = path.removeprefix("/v2/").partition("/blobs/")
+        if digest in self.blobs and request.method == "HEAD":
+            return web.Response(headers={"Content-Length": str(len(self.blobs[digest]))})
         if digest in self.blobs:
             return await self.serve_blob(request, self.blobs[digest])
         return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        """The upload protocol of the distribution spec: POST, PATCH in order, PUT, and GET for how far it got."""
+        name, _, identifier = request.path.removeprefix("/v2/").partition("/blobs/uploads/")
+        if request.method == "POST":
+            if self.mounts and request.query.get("mount", "") in self.blobs:
+                return web.Response(status=201)
+            identifier = f"u{len(self.requests)}"
+            self.uploads[identifier] = bytearray()
+            return web.Response(status=202, headers={"Location": f"/v2/{name}/blobs/uploads/{identifier}?state=1"})
+        if identifier not in self.uploads:
+            return error(404, "BLOB_UPLOAD_UNKNOWN", "")
+        received = self.uploads[identifier]
+        headers = {"Location": f"/v2/{name}/blobs/uploads/{identifier}?state=1"}
+        if request.method == "PATCH" and request.headers["Content-Range"].partition("-")[0] != str(len(received)):
+            return web.Response(status=416)
+        if request.method in ("PATCH", "PUT"):
+            async for chunk in request.content.iter_any():
+                received += chunk
+        headers["Range"] = f"0-{max(len(received) - 1, 0)}"
+        if request.method == "DELETE":
+            del self.uploads[identifier]
+        elif request.method == "PUT":
+            data = bytes(self.uploads.pop(identifier))
+            if sha256(data) != request.query.get("digest"):
+                return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+            self.blobs[sha256(data)] = data
+            return web.Response(status=201)
+        return web.Response(status=202 if request.method == "PATCH" else 204, headers=headers)
 
     def _tags(self, request: web.Request, name: str) -> web.Response:
         """Two to a page, however many are asked for: clients must follow the link."""

@@ -120,7 +120,7 @@ async def test_budget_is_given_back(registry: FakeRegistry, world: World) -> Non
         with pytest.raises(Exception, match="blob unknown"):
             await world.images.pull(f"{registry.address}/app")
     budget = world.images.registry._budget
-    assert [budget.take() for _ in range(7)] == [True] * 6 + [False]
+    assert [budget.take() for _ in range(5)] == [True] * 4 + [False]
 
 
 async def test_a_registry_that_hangs(registry: FakeRegistry, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ class Push:
     async def config(self, digest: Digest) -> None:
         """Make the config available."""
         if not await self._uploader.has_blob(digest):
-            await self._uploader.upload(digest, self._content.size(digest), lambda: self._read(digest, None))
+            await self._uploader.upload(digest, self._content.size(digest), lambda start, end: self._read(digest, None, start, end))
 
     async def manifest(self, tag: str, raw: bytes, media_type: str) -> Digest:
         """Publish the image under ``tag``."""
@@ -114,7 +114,7 @@ class Push:
                 if await self._uploader.has_blob(packed.digest):
                     self._report(Progress("Layer already exists", name))
                     return packed
-            await self._uploader.upload(packed.digest, packed.size, lambda: self._read(packed.digest, name))
+            await self._uploader.upload(packed.digest, packed.size, lambda start, end: self._read(packed.digest, name, start, end))
             self._report(Progress("Pushed", name))
             return packed
 
@@ -129,10 +129,11 @@ class Push:
                 return True
         return False
 
-    async def _read(self, digest: Digest, name: str | None) -> AsyncIterator[bytes]:
-        total, sent = self._content.size(digest), 0
+    async def _read(self, digest: Digest, name: str | None, start: int, end: int) -> AsyncIterator[bytes]:
+        total, sent = self._content.size(digest), start
         with self._content.open(digest) as blob:
-            while chunk := await asyncio.to_thread(blob.read, _CHUNK):
+            blob.seek(start)
+            while sent < end and (chunk := await asyncio.to_thread(blob.read, min(_CHUNK, end - sent))):
                 if name:
                     self._report(Progress("Pushing", name, sent, total))
                 sent += len(chunk)

@@ -33,7 +33,7 @@ AHEAD = 3
 class Budget:
     """How many segments may be in memory, for all transfers of an engine together. Used on the event loop only."""
 
-    def __init__(self, places: int = 6) -> None:
+    def __init__(self, places: int = 4) -> None:
         self._free = places
 
     def take(self) -> bool:

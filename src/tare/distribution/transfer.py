@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 5
 """Tries in a row that may bring nothing before a download counts as failed."""
-COMPRESSED_LIMIT = 8 << 20
-PLAIN_LIMIT = 8 << 20
+COMPRESSED_LIMIT = 4 << 20
+PLAIN_LIMIT = 4 << 20
 STAGES = 3
 """Threads that one transfer needs at the same time."""
 _READ = 1 << 20

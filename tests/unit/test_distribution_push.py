@@ -1,0 +1,197 @@
+"""Pushing to a registry that breaks off, forgets, refuses chunks or large bodies: what arrives there is whole or an error says why."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from distribution_world import World
+from fake_registry import FakeRegistry, TokenServer, error, serving
+from image_builder import BuiltImage, build_image
+from tare.distribution import retry, upload
+from tare.distribution.auth import Credentials
+from tare.distribution.progress import Progress, silent
+from tare.errors import Upstream
+
+CHUNK = 64 << 10
+NOISE = random.Random(8).randbytes(CHUNK * 3 + 99)
+ALICE = Credentials("alice", "x")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
+    monkeypatch.setattr(upload, "CHUNK", CHUNK)
+
+
+@pytest.fixture
+async def target() -> AsyncIterator[FakeRegistry]:
+    async with serving() as found:
+        yield found
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    found = World(tmp_path)
+    yield found
+    await found.close()
+
+
+async def pulled(world: World, target: FakeRegistry, **options: object) -> BuiltImage:
+    """An image that came from another registry, named for ``target``."""
+    async with serving() as source:
+        built = source.add(build_image({"noise": NOISE}, compression="none", **options))  # type: ignore[arg-type]
+        await world.images.pull(f"{source.address}/app")
+        world.images.tag(f"{source.address}/app", f"{target.address}/copy")
+    return built
+
+
+async def push(world: World, target: FakeRegistry, credentials: Credentials | None = None) -> list[Progress]:
+    told: list[Progress] = []
+    await world.images.publisher.push(f"{target.address}/copy", "latest", credentials, told.append)
+    return told
+
+
+def arrived(target: FakeRegistry, built: BuiltImage) -> bool:
+    """Whether the very bytes that were pulled are there."""
+    return target.manifests["copy:latest"] == (built.manifest, built.media_type) and built.blobs.items() <= target.blobs.items()
+
+
+@pytest.mark.parametrize("docker", [False, True])
+async def test_large_layers_go_in_chunks(world: World, target: FakeRegistry, docker: bool) -> None:
+    built = await pulled(world, target, docker=docker)
+    told = await push(world, target)
+    assert arrived(target, built)
+    assert len(target.asked("/blobs/uploads/", "PATCH")) == -(-len(built.blobs[built.layers[0]]) // CHUNK)
+    assert told[-2].status == f"latest: digest: {built.digest} size: {len(built.manifest)}"
+    assert [progress.status for progress in await push(world, target)][2] == "Layer already exists"
+
+
+async def test_upload_goes_on_where_it_broke_off(world: World, target: FakeRegistry) -> None:
+    built = await pulled(world, target)
+    broken = iter([True])
+
+    async def cut(request: web.Request) -> web.StreamResponse | None:
+        if request.method != "PATCH" or not request.headers["Content-Range"].startswith(f"{CHUNK}-") or not next(broken, False):
+            return None
+        target.uploads[request.path.rpartition("/")[2]] += await request.content.readexactly(1000)
+        assert request.transport
+        request.transport.abort()
+        return web.Response(status=500)
+
+    target.faults.append(cut)
+    await push(world, target)
+    assert arrived(target, built)
+    assert len(target.asked("/blobs/uploads/", "GET")) == 1 and len(target.asked("/blobs/uploads/", "POST")) == 2
+
+
+async def test_an_upload_that_the_registry_forgot_begins_anew(world: World, target: FakeRegistry) -> None:
+    built = await pulled(world, target)
+    lost = iter([True])
+
+    async def forget(request: web.Request) -> web.StreamResponse | None:
+        if request.method == "PATCH" and request.headers["Content-Range"].startswith(f"{CHUNK * 2}-") and next(lost, False):
+            target.uploads.clear()
+            return error(503, "UNAVAILABLE", "restarted")
+        return None
+
+    target.faults.append(forget)
+    await push(world, target)
+    assert arrived(target, built)
+
+
+async def test_a_registry_without_chunks(world: World, target: FakeRegistry) -> None:
+    built = await pulled(world, target)
+
+    async def refuse(request: web.Request) -> web.StreamResponse | None:
+        return error(405, "UNSUPPORTED", "") if request.method == "PATCH" else None
+
+    target.faults.append(refuse)
+    await push(world, target)
+    assert arrived(target, built)
+
+
+async def test_a_limit_on_bodies(world: World, target: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy before the registry takes small bodies only: the blob goes in smaller pieces."""
+    monkeypatch.setattr(upload, "CHUNK", 64 << 20)
+    built = await pulled(world, target)
+    large = len(built.blobs[built.layers[0]]) // 2
+
+    async def limit(request: web.Request) -> web.StreamResponse | None:
+        if int(request.headers.get("Content-Length", "0")) <= large:
+            return None
+        await request.read()
+        return web.Response(status=413, text="too large")
+
+    target.faults.append(limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upload, "SMALLEST_CHUNK", 4096)
+        await push(world, target)
+    assert arrived(target, built)
+
+
+async def test_tokens_of_a_push(world: World, target: FakeRegistry) -> None:
+    built = await pulled(world, target)
+    tokens = TokenServer().install(target)
+    runs_out = iter([True])
+
+    async def run_out(request: web.Request) -> web.StreamResponse | None:
+        if request.method == "PATCH" and next(runs_out, False):
+            tokens.revoke()
+        return None
+
+    target.faults.insert(0, run_out)
+    await push(world, target, ALICE)
+    assert arrived(target, built)
+    assert {asked["scope"] for asked in tokens.asked} == {"repository:copy:pull,push"} and len(tokens.asked) == 2
+
+
+async def test_upload_elsewhere_gets_no_credentials(world: World, target: FakeRegistry) -> None:
+    built = await pulled(world, target)
+    async with serving() as storage:
+        storage.uploads["there"] = bytearray()
+
+        async def elsewhere(request: web.Request) -> web.StreamResponse | None:
+            if request.method == "POST" and "mount" not in request.query:
+                storage.uploads["there"] = bytearray()
+                return web.Response(status=202, headers={"Location": f"http://{storage.address}/v2/x/blobs/uploads/there"})
+            return None
+
+        target.faults.append(elsewhere)
+        TokenServer().install(target)
+        await push(world, target, ALICE)
+        assert storage.requests and all(request[2] == "" for request in storage.requests)
+        assert built.blobs.items() <= {**target.blobs, **storage.blobs}.items()
+
+
+async def test_mounted_from_a_neighbour(world: World, target: FakeRegistry) -> None:
+    built = target.add(build_image({"noise": NOISE}))
+    await world.images.pull(f"{target.address}/app")
+    world.images.tag(f"{target.address}/app", f"{target.address}/copy")
+
+    async def not_in_copy(request: web.Request) -> web.StreamResponse | None:
+        head = request.method == "HEAD" and "/copy/blobs/" in request.path and built.layers[0] in request.path
+        return web.Response(status=404) if head else None
+
+    target.faults.append(not_in_copy)
+    told = [progress.status for progress in await push(world, target)]
+    assert "Mounted from app" in told and not target.asked("/blobs/uploads/", "PUT")
+    target.mounts = False
+    told = [progress.status for progress in await push(world, target)]
+    assert "Pushed" in told and len(target.asked("/blobs/uploads/", "DELETE")) == 1
+
+
+async def test_a_registry_that_stays_broken(world: World, target: FakeRegistry) -> None:
+    await pulled(world, target)
+
+    async def broken(request: web.Request) -> web.StreamResponse | None:
+        return error(500, "UNKNOWN", "disk on fire") if request.method == "PATCH" else None
+
+    target.faults.append(broken)
+    with pytest.raises(Upstream, match="disk on fire"):
+        await world.images.publisher.push(f"{target.address}/copy", "latest", None, silent)
+    assert "copy:latest" not in target.manifests
