@@ -65,7 +65,7 @@ class Engine:
             await self.networks.start()
             await self.containers.recover()
             await asyncio.to_thread(self.volumes.mounts.settle)
-            await self.networks.restore(container.id for container in self.containers.all() if container.running)
+            await self.networks.restore({c.id: c.task.pid for c in self.containers.all() if c.running and c.task is not None})
             await self.containers.resume()
             self._tidying = asyncio.create_task(self.images.collect_garbage(PARTIAL_AGE), name="tidy stores")
             self._open = True

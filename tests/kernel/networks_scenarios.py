@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from networks_world import (
     refused,
 )
 
-from tare.errors import Conflict, InvalidArgument, NotFound
+from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound
 from tare.linux.netlink import Route
-from tare.networks.model import Subnet
+from tare.networks.creation import NewNetwork
+from tare.networks.model import Endpoint, Subnet
 from tare.networks.ports import PortBinding
 
 TCP = socket.SOCK_STREAM
@@ -124,7 +126,7 @@ async def hairpin(root: Path) -> None:
     await engine.networks.start()
     connection = await engine.networks.connect(cid(1), "web", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
     web = attach(connection)
-    engine.networks.attached(cid(1))
+    engine.networks.attached(cid(1), os.getpid())
     server = Server(web, 80)
     switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     for value in ("0", "1") if switch.exists() else ("",):
@@ -166,7 +168,7 @@ async def conflicts(root: Path) -> None:
     text = await failure(Conflict, PortBinding(80, "tcp", "203.0.113.7", 80, 80))
     assert text.endswith(":80/tcp: cannot assign requested address"), text
     assert await failure(NotFound, network="nowhere") == "network nowhere not found"
-    assert "user defined networks only" in await failure(InvalidArgument, ip="172.17.0.9")
+    assert "user defined networks only" in await failure(InvalidArgument, endpoint=Endpoint(ip="172.17.0.9"))
     assert "endpoint with name one already exists" in await failure_of_twin(networks)
     # a taken port in a range is passed over; the held port cannot be had by others
     third = await networks.connect(cid(3), "three", bindings=[PortBinding(80, "tcp", "", 9089 + 1, 9091)])
@@ -189,7 +191,7 @@ async def conflicts(root: Path) -> None:
 async def failure_of_twin(networks: object) -> str:
     try:
         await networks.connect(cid(1), "one")
-    except Conflict as error:
+    except Forbidden as error:
         return str(error)
     raise AssertionError("no error")
 
@@ -213,7 +215,7 @@ async def restore(root: Path) -> None:
         engine = Engine(root)
         await engine.networks.start()
         assert len(engine.networks.connections()) == 2
-        await engine.networks.restore([cid(1)])
+        await engine.networks.restore({cid(1): 0})
         assert established.recv(100).decode() == OUTSIDE
     assert [view.network.id for view in engine.networks.list()] == ids
     assert engine.networks.connections() == [running]
@@ -246,7 +248,7 @@ async def restore(root: Path) -> None:
         route.delete_link(route.link(running.bridge).index)
     engine = Engine(root)
     await engine.networks.start()
-    await engine.networks.restore([])
+    await engine.networks.restore({})
     assert engine.networks.connections() == [] and running.bridge in link_names()
     again = await engine.networks.connect(cid(4), "four")
     assert again.bridge == running.bridge and again.gateway == running.gateway
@@ -277,7 +279,7 @@ async def daemons(root: Path) -> None:
     await first.networks.start()
     assert first.networks.get("bridge").network.bridge == "tare0"
     for engine in (first, second, third):
-        await engine.networks.restore([])
+        await engine.networks.restore({})
         await engine.close()
     del port
     assert nft("list ruleset") == "" and not [name for name in link_names() if name.startswith("tare")]
@@ -310,7 +312,7 @@ async def options(root: Path) -> None:
         except Exception as error:
             wanted = f"no available IPv4 addresses on this network's address pools: bridge ({view.id})"
             assert str(error) == wanted, error
-        await engine.networks.restore([])
+        await engine.networks.restore({})
         await engine.close()
         assert "br0" in link_names() and nft("list ruleset") == ""
     engine = Engine(root / "c", bridge="none")
@@ -327,14 +329,14 @@ async def user_networks(root: Path) -> None:
     build_outside()
     engine = Engine(root)
     await engine.networks.start()
-    front = await engine.networks.create("front", subnets=[Subnet("10.77.0.0/24", "", "10.77.0.128/25")], labels={"a": "b"})
-    back = await engine.networks.create("back", internal=True)
+    front = await engine.networks.create(NewNetwork("front", subnets=[Subnet("10.77.0.0/24", "", "10.77.0.128/25")], labels={"a": "b"}))
+    back = await engine.networks.create(NewNetwork("back", internal=True))
     try:
-        await engine.networks.create("more", subnets=[Subnet("10.77.0.0/16", "")])
+        await engine.networks.create(NewNetwork("more", subnets=[Subnet("10.77.0.0/16", "")]))
         raise AssertionError("overlap accepted")
-    except Conflict as error:
+    except Forbidden as error:
         assert "Pool overlaps with other one on this address space" in str(error)
-    one = await engine.networks.connect(cid(1), "one", network="front", ip="10.77.0.5")
+    one = await engine.networks.connect(cid(1), "one", network="front", endpoint=Endpoint(ip="10.77.0.5"))
     two = await engine.networks.connect(cid(2), "two", network=front.id[:8])
     three = await engine.networks.connect(cid(3), "three", network="back")
     extra = await engine.networks.connect(cid(3), "three")
@@ -356,7 +358,7 @@ async def user_networks(root: Path) -> None:
     engine.die()
     engine = Engine(root)
     await engine.networks.start()
-    await engine.networks.restore([cid(1)])
+    await engine.networks.restore({cid(1): 0})
     assert engine.networks.get("front").connections == [one]
     assert [network.name for network in await engine.networks.prune()] == ["back"]
     await engine.networks.disconnect(cid(1), "front")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tare.errors import Conflict, InvalidArgument, ResourceExhausted
+from tare.errors import Forbidden, InvalidArgument, ResourceExhausted
 from tare.networks.ipam import Pool, choose_subnet, default_subnets, mac_for
 
 
@@ -33,7 +33,7 @@ def test_wanted_addresses() -> None:
     assert str(pool.allocate()) == "10.0.0.128"
     assert str(pool.allocate(IPv4Address("10.0.0.7"))) == "10.0.0.7"
     for address in ("10.0.0.7", "10.0.0.1", "10.0.0.0", "10.0.0.255"):
-        with pytest.raises(Conflict, match="Address already in use"):
+        with pytest.raises(Forbidden, match="Address already in use"):
             pool.allocate(IPv4Address(address))
     with pytest.raises(InvalidArgument):
         pool.allocate(IPv4Address("10.0.1.1"))

@@ -56,9 +56,21 @@ def test_bad_bindings(bindings: dict[str, list[dict[str, str]]]) -> None:
         parse_bindings({key: value or [{}] for key, value in bindings.items()})
 
 
-def test_ipv6_is_refused_by_name() -> None:
+def test_an_ipv6_host_address_needs_a_container_with_ipv6() -> None:
+    bindings = parse_bindings({"80/tcp": [{"HostIp": "[::1]", "HostPort": "0"}]})
+    ports = HostPorts()
     with pytest.raises(Unsupported, match="::1"):
-        parse_bindings({"80/tcp": [{"HostIp": "[::1]", "HostPort": "80"}]})
+        ports.hold(bindings, "10.0.0.2")
+    (held,) = ports.hold(bindings, "10.0.0.2", "fd00::2")
+    assert held.host_ip == "::1"
+    ports.close()
+
+
+def test_both_families_get_the_same_port() -> None:
+    ports = HostPorts()
+    first, second = ports.hold(parse_bindings({"80/tcp": [{}]}), "10.0.0.2", "fd00::2")
+    assert (first.host_ip, second.host_ip) == ("0.0.0.0", "::") and first.host_port == second.host_port
+    ports.close()
 
 
 @given(st.text(max_size=12))
@@ -174,8 +186,10 @@ def test_rules_are_one_replacing_transaction() -> None:
         Redirect(PublishedPort(80, "tcp", "0.0.0.0", 8080), "172.17.0.2"),
         Redirect(PublishedPort(53, "udp", "127.0.0.1", 53), "172.17.0.2"),
     ]
-    text = ruleset("tare_tare0", "tare0", "172.17.0.0/16", redirects)
-    assert text.startswith("add table ip tare_tare0\ndelete table ip tare_tare0\ntable ip tare_tare0 {")
+    text = ruleset("tare_tare0", "tare0", ["172.17.0.0/16"], redirects)
+    assert text.startswith(
+        "add table ip6 tare_tare0\ndelete table ip6 tare_tare0\nadd table ip tare_tare0\ndelete table ip tare_tare0\ntable ip tare_tare0 {"
+    )
     assert "elements = { tcp . 8080 : 172.17.0.2 . 80 }" in text
     assert "elements = { 127.0.0.1 . udp . 53 : 172.17.0.2 . 53 }" in text
 

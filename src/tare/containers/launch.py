@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tare.containers import logdrivers
 from tare.containers.execs import exec_environment
 from tare.containers.mounting import ContainerMounts
 from tare.containers.spec import exec_process, runtime_config
 from tare.containers.task import Attachment, Launch, LogTarget, OverlayRoot, Stdio, VethLink
 from tare.errors import Conflict, InvalidArgument, Unsupported
-from tare.networks.model import NetworkMode, parse_mode
+from tare.networks.gateway import gateways
+from tare.networks.model import Endpoint, NetworkMode, parse_mode
 from tare.networks.ports import parse_bindings, publish_all
 from tare.wire.container import Config, EndpointSettings, HostConfig
 from tare.wire.decode import convert
@@ -30,6 +32,7 @@ from tare.wire.decode import convert
 if TYPE_CHECKING:
     from tare.config import EngineConfig
     from tare.containers.container import Container
+    from tare.containers.logdrivers import LogSettings
     from tare.containers.record import Record
     from tare.images.image import Image
     from tare.networks.model import Connection
@@ -37,12 +40,6 @@ if TYPE_CHECKING:
     from tare.store.layers.driver import LayerDriver
     from tare.store.snapshots import Snapshots
     from tare.wire.container import ExecCreateRequest
-
-_LOG_DRIVERS = ("json-file", "none")
-_LOG_OPTIONS = frozenset(
-    ("max-size", "max-file", "labels", "labels-regex", "env", "env-regex", "tag", "compress", "mode", "max-buffer-size")
-)
-_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 class Launcher:
@@ -86,32 +83,15 @@ class Launcher:
         for text, option in ((host.pid_mode, "pid"), (host.ipc_mode, "ipc")):
             if not text.startswith("container:") and text not in ("", "host", "private", "shareable", "none"):
                 raise InvalidArgument(f"invalid {option.upper()} mode: {text}")
-        if host.links:
-            raise Unsupported("links between containers are not offered in this release: give the address with --add-host NAME:IP")
         if host.storage_opt:
             raise InvalidArgument(f"--storage-opt is not supported by storage driver {self.storage_driver}")
         parse_bindings(_plain_bindings(host))
-        self.log_target_options(host)
+        self.log_settings(host)
 
-    def log_target_options(self, host: HostConfig) -> tuple[str, int, int]:
-        """Driver, size at which a log is rotated, number of files. Engine defaults apply where the container says nothing."""
-        driver = host.log_config.type or self._config.log_driver
-        options = host.log_config.config or {}
-        if driver not in _LOG_DRIVERS:
-            raise InvalidArgument(f"logger: no log driver named '{driver}' is registered")
-        for name in options:
-            if name not in _LOG_OPTIONS:
-                raise InvalidArgument(f"unknown log opt '{name}' for {driver} log driver")
-        merged = {**(self._config.log_opts if driver == self._config.log_driver else {}), **options}
-        if merged.get("compress") == "true":
-            raise Unsupported("log opt 'compress' is not offered: rotated logs are kept as they are")
-        size = parse_size(merged.get("max-size", "-1"))
-        count = merged.get("max-file", "1")
-        if not count.isdecimal() or int(count) < 1:
-            raise InvalidArgument(f"max-file cannot be less than 1: {count}")
-        if int(count) > 1 and size <= 0 and "max-file" in options:
-            raise InvalidArgument("max-file cannot be set without max-size")
-        return driver, max(size, 0), int(count)
+    def log_settings(self, host: HostConfig) -> LogSettings:
+        """The container's log: driver, options, files. Engine defaults apply where the container says nothing."""
+        own = host.log_config
+        return logdrivers.settings(own.type, own.config, self._config.log_driver, self._config.log_opts)
 
     # -- on disk ----------------------------------------------------------------------------------------------------------------------
 
@@ -119,13 +99,13 @@ class Launcher:
         return self._config.run_dir(container_id)
 
     def log_path(self, record: Record) -> Path:
-        return self._config.container_dir(record.id) / f"{record.id}-json.log"
+        return self.log_settings(record.host_config).path(self._config.container_dir(record.id), record.id)
 
     def paths(self, record: Record) -> dict[str, str]:
         """Host paths that ``inspect`` shows."""
         directory = self._config.container_dir(record.id)
         shown = {name: str(directory / name) for name in ("hostname", "hosts", "resolv.conf")}
-        shown["log"] = str(self.log_path(record)) if self.log_target_options(record.host_config)[0] == "json-file" else ""
+        shown["log"] = str(self.log_path(record)) if self.log_settings(record.host_config).driver == "json-file" else ""
         return shown
 
     def graph_driver(self, record: Record) -> dict[str, Any]:
@@ -156,7 +136,7 @@ class Launcher:
             connections = await self._connect(record, mode)
             self._write_files(record, mode, connections)
             mounts, propagation = await self._mounts(record, mode)
-            launch = self._launch(record, mode, root, mounts, connections, attachments)
+            launch = self._launch(record, mode, root, mounts, connections, attachments, await self._log_target(record))
             if propagation:
                 launch.config["linux"]["rootfsPropagation"] = propagation
             return launch
@@ -172,9 +152,9 @@ class Launcher:
         mounts: list[dict[str, Any]],
         connections: Sequence[Connection],
         attachments: list[Attachment],
+        log: LogTarget,
     ) -> Launch:
         config, host = record.config, record.host_config
-        driver, max_size, max_file = self.log_target_options(host)
         return Launch(
             id=record.id,
             config=runtime_config(
@@ -193,13 +173,26 @@ class Launcher:
                 stdin_once=config.stdin_once,
                 console_size=(host.console_size[0], host.console_size[1]),
             ),
-            log=LogTarget(driver, self.log_path(record), max_size, max_file, self._log_attributes(record)),
+            log=log,
             run_dir=self.run_dir(record.id),
             user=config.user,
             additional_groups=tuple(host.group_add or ()),
             links=self._links(connections),
+            name_server=self._networks.name_server(connections),
             attachments=attachments,
             init=self._init(host),
+        )
+
+    async def _log_target(self, record: Record) -> LogTarget:
+        log = self.log_settings(record.host_config)
+        return LogTarget(
+            log.driver,
+            self.log_path(record) if log.readable else None,
+            log.max_size,
+            log.max_file,
+            logdrivers.attributes(record, log.options),
+            log.compress,
+            await asyncio.to_thread(logdrivers.receiver, record, log) if log.cached or not log.readable else {},
         )
 
     async def _connect(self, record: Record, mode: NetworkMode) -> list[Connection]:
@@ -215,6 +208,7 @@ class Launcher:
         connections: list[Connection] = []
         for name in [first, *(name for name in record.networks if name != first)]:
             settings = record.networks.get(name) or EndpointSettings()
+            endpoint = self.endpoint(record, settings, first=not connections)
             connections.append(
                 await self._networks.connect(
                     record.id,
@@ -222,26 +216,48 @@ class Launcher:
                     network=name,
                     bindings=() if connections else bindings,
                     exposed=exposed,
-                    mac=settings.mac_address or ("" if connections else config.mac_address),
-                    ip=settings.ipam_config.ipv4_address if settings.ipam_config else "",
-                    aliases=tuple(settings.aliases or ()),
+                    endpoint=endpoint,
                 )
             )
         return connections
 
+    def endpoint(self, record: Record, settings: EndpointSettings, *, first: bool = False) -> Endpoint:
+        """What a container asks of its place in a network. ``first``: the network of its network mode."""
+        host, config = record.host_config, record.config
+        ipam = settings.ipam_config
+        return Endpoint(
+            aliases=tuple(settings.aliases or ()),
+            hostname=config.hostname,
+            ip=ipam.ipv4_address if ipam else "",
+            ip6=ipam.ipv6_address if ipam else "",
+            mac=settings.mac_address or (config.mac_address if first else ""),
+            links=(*(settings.links or ()), *((host.links or ()) if first else ())),
+            gw_priority=settings.gw_priority,
+            driver_options=settings.driver_opts or {},
+            dns=self._networks.dns(host.dns, host.dns_search, host.dns_options),
+        )
+
+    def rewrite_files(self, record: Record) -> None:
+        """Bring the files of a running container up to date after it joined or left a network."""
+        mode = self._networks.mode(record.host_config.network_mode)
+        self._write_files(record, mode, self._networks.connections(record.id))
+
     @staticmethod
     def _links(connections: Sequence[Connection]) -> tuple[VethLink, ...]:
+        defaults = gateways(connections)
         return tuple(
             VethLink(
                 host_name=connection.host_link,
                 bridge=connection.bridge,
                 name=connection.interface,
                 mac=connection.mac,
-                addresses=(connection.cidr,),
-                gateways=(connection.gateway,) if connection.gateway and number == 0 else (),
+                addresses=connection.cidrs,
+                gateways=defaults.get(connection.endpoint_id, ()),
                 mtu=connection.mtu,
+                kind=connection.kind,
+                mode=connection.mode,
             )
-            for number, connection in enumerate(connections)
+            for connection in connections
             if connection.host_link
         )
 
@@ -319,17 +335,6 @@ class Launcher:
                 return Path(candidate)
         raise Unsupported("--init needs a static init on the host: apt-get install tini")
 
-    @staticmethod
-    def _log_attributes(record: Record) -> dict[str, str]:
-        options = record.host_config.log_config.config or {}
-        labels = record.config.labels or {}
-        environment = dict(entry.partition("=")[::2] for entry in record.config.env or ())
-        chosen = {name: labels[name] for name in options.get("labels", "").split(",") if name in labels}
-        chosen.update((name, environment[name]) for name in options.get("env", "").split(",") if name in environment)
-        if "tag" in options:
-            chosen["tag"] = options["tag"].replace("{{.ID}}", record.id[:12]).replace("{{.Name}}", record.name)
-        return chosen
-
     # -- exec, take-over, end -----------------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -346,7 +351,7 @@ class Launcher:
 
     def started(self, record: Record) -> None:
         """The task runs: finish what needs its links to exist."""
-        self._networks.attached(record.id)
+        self._networks.attached(record.id, record.state.pid)
 
     async def release(self, record: Record) -> None:
         """Give back what a start acquired."""
@@ -357,18 +362,6 @@ class Launcher:
     async def forget(self, record: Record) -> None:
         """The container is being removed: nothing of it may stay."""
         await self._networks.disconnect(record.id)
-
-
-def parse_size(text: str) -> int:
-    """``10m``, ``1g``, ``512`` in bytes; ``-1`` for none."""
-    word = text.strip().lower()
-    if word == "-1":
-        return -1
-    number = word.rstrip("bkmgt")
-    unit = word[len(number) :].removesuffix("b") if len(word) - len(number) > 1 else word[len(number) :]
-    if not number.isdecimal() or unit not in _UNITS:
-        raise InvalidArgument(f"invalid size: '{text}'")
-    return int(number) * _UNITS[unit]
 
 
 def _plain_bindings(host: HostConfig) -> dict[str, list[dict[str, str]] | None]:

@@ -312,17 +312,34 @@ class Containers:
             container.save(self._records)
             del self._by_name[old]
             self._by_name[name] = container
+            self._networks.rename(container.id, name)
         finally:
             self._reserved.discard(name)
         self.lifecycle.publish(container, "rename", {"oldName": f"/{old}"})
 
-    def set_network(self, container: Container, name: str, settings: EndpointSettings | None) -> None:
-        """Put a container that does not run into a network, or (None) take it out of it."""
-        if settings is None:
+    async def connect(self, container: Container, name: str, settings: EndpointSettings) -> None:
+        """Put a container into a network; one that runs gets its link at once."""
+        async with container.lock:
+            record = container.record
+            if container.running:
+                endpoint = self.launcher.endpoint(record, settings)
+                exposed = list(record.config.exposed_ports or {})
+                await self._networks.plug(
+                    await self._networks.connect(record.id, record.name, network=name, exposed=exposed, endpoint=endpoint)
+                )
+            record.networks[name] = settings
+            container.save(self._records)
+            if container.running:
+                self.launcher.rewrite_files(record)
+
+    async def disconnect(self, container: Container, name: str) -> None:
+        """Take a container out of a network; one that runs loses its link."""
+        async with container.lock:
             container.record.networks.pop(name, None)
-        else:
-            container.record.networks[name] = settings
-        container.save(self._records)
+            container.save(self._records)
+            if container.running:
+                await self._networks.unplug(container.id, name)
+                self.launcher.rewrite_files(container.record)
 
     async def update(self, container: Container, request: UpdateRequest) -> list[str]:
         """Change a container's limits or restart policy; returns warnings."""
@@ -416,7 +433,8 @@ class Containers:
     def log_reader(self, container: Container) -> LogReader:
         """A reader of the container's log files."""
         record = container.record
-        return LogReader(self.launcher.log_path(record), self.launcher.log_target_options(record.host_config)[2])
+        log = self.launcher.log_settings(record.host_config)
+        return LogReader(self.launcher.log_path(record), log.max_file, log.format)
 
     def cgroup(self, container: Container) -> Cgroup:
         """The container's control group."""

@@ -28,6 +28,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from tare.linux import netlink_message as nl
 from tare.linux.netlink_message import Message
@@ -68,6 +69,12 @@ IFLA_BRPORT_MODE = 4
 IFLA_BR_STP_STATE = 5
 IFLA_BR_VLAN_FILTERING = 7
 VETH_INFO_PEER = 1
+IFLA_VXLAN_ID = 1
+IFLA_VXLAN_GROUP = 2
+IFLA_VXLAN_LOCAL = 4
+IFLA_VXLAN_PORT = 15
+IFLA_VXLAN_GROUP6 = 16
+IFLA_VXLAN_LOCAL6 = 17
 IFLA_MACVLAN_MODE = 1
 IFLA_IPVLAN_MODE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
@@ -273,7 +280,7 @@ class Route:
             except OSError:  # Kernels before 4.12 and 4.3: plain errno, echoed requests.
                 pass
 
-    def __enter__(self) -> Route:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -350,6 +357,24 @@ class Route:
         payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + _shape(mac, mtu)
         payload += nl.attribute_u32(IFLA_LINK, parent_index) + nl.attribute_u32(IFLA_NET_NS_FD, ns_fd)
         payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, kind), nl.nested(IFLA_INFO_DATA, data))
+        self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
+
+    def add_dummy(self, name: str, *, mtu: int = 0) -> None:
+        """Create a link that leads nowhere."""
+        payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + _shape("", mtu)
+        payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, "dummy"))
+        self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
+
+    def add_vxlan(self, name: str, number: int, peer: str, port: int, *, local: str = "", mtu: int = 0) -> None:
+        """Create a VXLAN link to one peer (RFC 7348): Ethernet frames in UDP."""
+        family, packed = _packed(peer)
+        data = nl.attribute_u32(IFLA_VXLAN_ID, number) + nl.attribute(IFLA_VXLAN_PORT, struct.pack("!H", port))
+        data += nl.attribute(IFLA_VXLAN_GROUP if family == socket.AF_INET else IFLA_VXLAN_GROUP6, packed)
+        if local:
+            family, packed = _packed(local)
+            data += nl.attribute(IFLA_VXLAN_LOCAL if family == socket.AF_INET else IFLA_VXLAN_LOCAL6, packed)
+        payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + _shape("", mtu)
+        payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, "vxlan"), nl.nested(IFLA_INFO_DATA, data))
         self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
 
     def set_link(

@@ -1,4 +1,4 @@
-"""One bridge network at work: its address pool, the containers on it, and its bridge and rules in the kernel.
+"""One network at work: its address pools, the containers on it, and (a bridge) its link and rules in the kernel.
 
 Not thread-safe; the service's lock keeps one caller at a time. ``bring_up`` and ``take_down`` block for milliseconds and are run in a
 thread; the rest is quick.
@@ -6,90 +6,149 @@ thread; the rest is quick.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 
+from tare.errors import InvalidArgument, ResourceExhausted
 from tare.linux.netlink import Route
 from tare.linux.nft import Nftables
 from tare.networks import bridge as kernel
-from tare.networks.firewall import Firewall, Redirect
-from tare.networks.ipam import Pool
+from tare.networks import parent, vxlan
+from tare.networks.firewall import Firewall, Redirect, Rules
+from tare.networks.ipam import Address, Pool
 from tare.networks.model import Connection, Network
 
 MASQUERADE_OPTION = "com.docker.network.bridge.enable_ip_masquerade"
+ICC_OPTION = "com.docker.network.bridge.enable_icc"
+HOST_IP_OPTION = "com.docker.network.bridge.host_binding_ipv4"
 
 
 class AttachedNetwork:
-    """A bridge network with the containers connected to it."""
+    """A network that hands out addresses, with the containers connected to it."""
 
-    def __init__(self, network: Network, nft: Nftables, claim: kernel.Claim | None = None) -> None:
+    def __init__(self, network: Network, nft: Nftables | None, claim: kernel.Claim | None = None) -> None:
         self.network = network
         self.claim = claim
         self.connections: dict[str, Connection] = {}
         self.failure = ""
         """Why the network cannot be used on this machine; empty when it can."""
-        first = network.subnets[0]
-        self.subnet = IPv4Network(first.subnet)
-        self.gateway = IPv4Address(first.gateway)
-        self.pool = Pool(
-            self.subnet,
-            label=f"{network.name} ({network.id})",
-            ip_range=IPv4Network(first.ip_range) if first.ip_range else None,
-            reserved=(self.gateway,),
-        )
-        self.firewall = Firewall(
-            nft,
-            network.bridge,
-            str(self.subnet),
-            internal=network.internal,
-            masquerade=network.options.get(MASQUERADE_OPTION, "true").lower() not in ("false", "0"),
-        )
+        self.pools = [
+            Pool(
+                ip_network(subnet.subnet),
+                label=f"{network.name} ({network.id})",
+                ip_range=ip_network(subnet.ip_range) if subnet.ip_range else None,
+                reserved=[ip_address(address) for address in (subnet.gateway, *subnet.auxiliary.values()) if address],
+            )
+            for subnet in network.subnets
+        ]
+        self.firewall: Firewall | None = None
+        if network.driver == "bridge":
+            assert nft is not None
+            rules = Rules(network.internal, _switched(network, MASQUERADE_OPTION), _switched(network, ICC_OPTION))
+            self.firewall = Firewall(nft, network.bridge, [subnet.subnet for subnet in network.subnets], rules)
+
+    # Addresses
+
+    def allocate(self, wanted: Address | None, *, ipv6: bool) -> tuple[Address, int, str] | None:
+        """An address of one family with its prefix length and gateway; None when the network has none of that family."""
+        version = 6 if ipv6 else 4
+        candidates = [
+            (pool, subnet) for pool, subnet in zip(self.pools, self.network.subnets, strict=True) if pool.subnet.version == version
+        ]
+        if wanted is not None:
+            candidates = [(pool, subnet) for pool, subnet in candidates if wanted in pool.subnet]
+            if not candidates or not any(subnet.given for _, subnet in candidates):
+                self._refuse(wanted)
+        for number, (pool, subnet) in enumerate(candidates):
+            try:
+                return pool.allocate(wanted), pool.subnet.prefixlen, subnet.gateway
+            except ResourceExhausted:
+                if number == len(candidates) - 1:
+                    raise
+        return None
+
+    def _refuse(self, wanted: Address) -> None:
+        if not any(subnet.given for subnet in self.network.subnets):
+            raise InvalidArgument(
+                "invalid endpoint settings:\n"
+                "user specified IP address is supported only when connecting to networks with user configured subnets"
+            )
+        raise InvalidArgument(f"invalid endpoint settings:\nno configured subnet contains IP address {wanted}")
+
+    def release(self, address: str) -> None:
+        """Give an address back; an empty one is none."""
+        for pool in self.pools if address else ():
+            if ip_address(address) in pool:
+                pool.release(ip_address(address))
 
     def adopt(self, connection: Connection) -> bool:
-        """Take over a recorded connection; False when its address does not belong here or is taken."""
-        address = IPv4Address(connection.address)
-        if address not in self.subnet or address in self.pool:
+        """Take over a recorded connection; False when an address does not belong here or is taken."""
+        addresses = [ip_address(address) for address in (connection.address, connection.address6) if address]
+        found = [(pool, address) for address in addresses for pool in self.pools if address in pool.subnet and address not in pool]
+        if len(found) < len(addresses):
             return False
-        self.pool.adopt(address)
+        for pool, address in found:
+            pool.adopt(address)
         self.connections[connection.container_id] = connection
         return True
 
+    # Published ports
+
     def publish(self, connection: Connection) -> None:
         """Put a connection's redirects into the kernel; all of the table when somebody flushed it."""
-        if not self.firewall.publish(_redirects(connection)):
+        if self.firewall is not None and not self.firewall.publish(_redirects(connection)):
             self.firewall.apply(self.redirects())
 
     def unpublish(self, connection: Connection) -> None:
         """Take a connection's redirects out; when they are not as expected, put the whole table right."""
-        if not self.firewall.unpublish(_redirects(connection)):
+        if self.firewall is not None and not self.firewall.unpublish(_redirects(connection)):
             self.firewall.apply(self.redirects())
 
     def redirects(self) -> list[Redirect]:
         """The redirects of all connections."""
         return [redirect for connection in self.connections.values() for redirect in _redirects(connection)]
 
+    # The kernel
+
     def bring_up_link(self) -> list[str]:
-        """Create or repair the bridge alone. Blocking; returns warnings."""
+        """Create or repair the bridge, or the parent link, alone. Blocking; returns warnings."""
         network = self.network
         with Route() as route:
-            return kernel.bring_up(route, network.bridge, self.gateway, self.subnet.prefixlen, network.mtu, exclusive=network.own_bridge)
+            if network.driver != "bridge":
+                parent.bring_up(route, network)
+                return []
+            addresses = [f"{subnet.gateway}/{subnet.subnet.partition('/')[2]}" for subnet in network.subnets]
+            warnings = kernel.bring_up(route, network.bridge, addresses, network.mtu, exclusive=network.own_bridge)
+            vxlan.bring_up(route, network)
+            return warnings
 
     def bring_up(self) -> list[str]:
-        """Create or repair bridge and rules. Blocking; returns warnings."""
+        """Create or repair link and rules. Blocking; returns warnings."""
         warnings = self.bring_up_link()
-        self.firewall.apply(self.redirects())
-        warning = self.firewall.open_forward()
-        return [*warnings, warning] if warning else warnings
+        if self.firewall is not None:
+            self.firewall.apply(self.redirects())
+            warning = self.firewall.open_forward()
+            warnings += [warning] if warning else []
+        return warnings
 
     def take_down(self) -> None:
-        """Remove rules, bridge (if it is ours) and claim. Blocking."""
+        """Remove rules, link (if it is ours) and claim. Blocking."""
+        if self.firewall is None:
+            with Route() as route:
+                parent.take_down(route, self.network)
+            return
         self.firewall.remove()
         with kernel.choosing():
             if self.network.own_bridge:
                 with Route() as route:
+                    vxlan.take_down(route, self.network)
                     kernel.take_down(route, self.network.bridge)
             if self.claim is not None:
                 self.claim.release(forget=True)
 
 
+def _switched(network: Network, option: str) -> bool:
+    return network.options.get(option, "true").lower() not in ("false", "0", "f")
+
+
 def _redirects(connection: Connection) -> list[Redirect]:
-    return [Redirect(port, connection.address) for port in connection.ports]
+    return [Redirect(port, connection.address6 if ":" in port.host_ip else connection.address) for port in connection.ports]

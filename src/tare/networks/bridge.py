@@ -18,18 +18,19 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 from tare.linux.netlink import Link, Route
-from tare.networks.ipam import mac_for
+from tare.networks.ipam import Range, mac_for
 
 CLAIMS = Path("/run/tare-bridges")
 NAME_PREFIX = "tare"
 NAME_LIMIT = 256
 SYSCTL = Path("/proc/sys/net")
+LINK_SCOPE = 253
 
 
 def _namespace() -> int:
@@ -133,51 +134,47 @@ def ports(route: Route, bridge: Link) -> int:
     return sum(link.master == bridge.index for link in route.links())
 
 
-def taken_networks(route: Route, nameservers: tuple[str, ...], except_link: str = "") -> list[IPv4Network]:
-    """Every IPv4 network that a new subnet must not cover: addresses and routes of this machine, and its name servers."""
+def taken_networks(route: Route, nameservers: tuple[str, ...], except_link: str = "") -> list[Range]:
+    """Every network that a new subnet must not cover: addresses and routes of this machine, and its name servers."""
     own = route.link(except_link) if except_link else None
     ignored = own.index if own is not None else -1
-    found = [
-        IPv4Network(address.cidr, strict=False)
-        for address in route.addresses()
-        if address.family == socket.AF_INET and address.index != ignored
-    ]
-    found += [
-        IPv4Network(entry.destination, strict=False)
-        for entry in route.routes()
-        if entry.family == socket.AF_INET and not entry.default and entry.index != ignored
-    ]
+    found = [ip_network(address.cidr, strict=False) for address in route.addresses() if address.index != ignored]
+    found += [ip_network(entry.destination, strict=False) for entry in route.routes() if not entry.default and entry.index != ignored]
     for server in nameservers:
         try:
-            found.append(IPv4Network(server))
+            found.append(ip_network(server.partition("%")[0]))
         except ValueError:
             continue
     # A route that covers (nearly) everything, as VPN clients set, says nothing about where the free space is.
     return [network for network in found if network.prefixlen > 1]
 
 
-def bring_up(route: Route, name: str, gateway: IPv4Address, prefix: int, mtu: int, *, exclusive: bool = True) -> list[str]:
-    """Create or repair a bridge with this address, up and with its switches set. Returns warnings.
+def bring_up(route: Route, name: str, addresses: Sequence[str], mtu: int, *, exclusive: bool = True) -> list[str]:
+    """Create or repair a bridge with these addresses (CIDR), up and with its switches set. Returns warnings.
 
-    ``exclusive``: the bridge is ours, and loses IPv4 addresses that an earlier configuration gave it.
+    ``exclusive``: the bridge is ours, and loses addresses that an earlier configuration gave it.
     """
     link = route.link(name)
-    index = route.add_bridge(name, mac=mac_for(gateway), mtu=mtu) if link is None else link.index
-    # Without IPv6 in the network a link-local address would only offer the host's services to containers.
-    _set(f"ipv6/conf/{name}/disable_ipv6", "1")
+    index = route.add_bridge(name, mac=mac_for(ip_interface(addresses[0]).ip), mtu=mtu) if link is None else link.index
     warnings = []
+    # Without IPv6 in the network a link-local address would only offer the host's services to containers.
+    ipv6 = any(":" in address for address in addresses)
+    if not _set(f"ipv6/conf/{name}/disable_ipv6", "0" if ipv6 else "1") and ipv6:
+        raise OSError(errno.EAFNOSUPPORT, "the kernel has no IPv6, or it is disabled (net.ipv6.conf.all.disable_ipv6)", name)
     if not _set(f"ipv4/conf/{name}/route_localnet", "1"):
         warnings.append(f"cannot set route_localnet of {name}: published ports do not answer on 127.0.0.1")
-    cidr = f"{gateway}/{prefix}"
-    present = [address.cidr for address in route.addresses(index) if address.family == socket.AF_INET]
+    present = [address.cidr for address in route.addresses(index) if address.scope != LINK_SCOPE]
     for other in present if exclusive else ():
-        if other != cidr:
+        if other not in addresses:
             route.delete_address(index, other)
-    if cidr not in present:
-        route.add_address(index, cidr, replace=True)
+    for cidr in addresses:
+        if cidr not in present:
+            route.add_address(index, cidr, replace=True)
     route.set_link(index, up=True, mtu=mtu if link is not None and link.mtu != mtu else 0)
     if not _set("ipv4/ip_forward", "1"):
         warnings.append("IPv4 forwarding is disabled and cannot be enabled: containers reach only this machine (net.ipv4.ip_forward)")
+    if ipv6 and not _set("ipv6/conf/all/forwarding", "1"):
+        warnings.append("IPv6 forwarding is disabled and cannot be enabled (net.ipv6.conf.all.forwarding)")
     return warnings
 
 

@@ -138,12 +138,16 @@ def resolv_conf(
     domains = tuple(search) or host.search
     domains = tuple(domain for domain in domains if domain != ".")
     chosen_options = tuple(options) or host.options
-    lines = ["# Written by Tare from the host's resolver configuration.", *notes]
-    lines += [f"nameserver {server}" for server in nameservers]
-    if domains:
-        lines.append("search " + " ".join(domains))
-    if chosen_options:
-        lines.append("options " + " ".join(chosen_options))
+    return resolv_conf_text(("# Written by Tare from the host's resolver configuration.", *notes), nameservers, domains, chosen_options)
+
+
+def resolv_conf_text(notes: Sequence[str], nameservers: Sequence[str], search: Sequence[str], options: Sequence[str]) -> str:
+    """A resolv.conf(5) with these contents."""
+    lines = [*notes, *(f"nameserver {server}" for server in nameservers)]
+    if search:
+        lines.append("search " + " ".join(search))
+    if options:
+        lines.append("options " + " ".join(options))
     return "\n".join(lines) + "\n"
 
 

@@ -27,29 +27,29 @@ so several daemons and tests do not collide.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tare.linux.nft import Nftables
-from tare.networks.ports import ANY, PublishedPort
+from tare.networks.ports import ANY, ANY6, PublishedPort
 
 COMMENT = "tare"
 _ELEMENTS_PER_LINE = 64
 
 _TABLE = """\
-add table ip {table}
-delete table ip {table}
-table ip {table} {{
-  map ports_any {{ type inet_proto . inet_service : ipv4_addr . inet_service; {any} }}
-  map ports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; {at} }}
+add table {ip} {table}
+delete table {ip} {table}
+table {ip} {table} {{
+  map ports_any {{ type inet_proto . inet_service : {type} . inet_service; {any} }}
+  map ports_at {{ type {type} . inet_proto . inet_service : {type} . inet_service; {at} }}
   chain published {{
-    meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @ports_at
-    meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @ports_any
+    meta l4proto {{ tcp, udp, sctp }} dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports_at
+    meta l4proto {{ tcp, udp, sctp }} dnat {ip} to meta l4proto . th dport map @ports_any
   }}
   chain raw_prerouting {{
     type filter hook prerouting priority -300; policy accept;
-    iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+    iifname "{bridge}" {ip} daddr {loopback} drop
   }}
   chain nat_prerouting {{
     type nat hook prerouting priority -100; policy accept;
@@ -70,12 +70,25 @@ table ip {table} {{
   }}
   chain nat_postrouting {{
     type nat hook postrouting priority 100; policy accept;
-    oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
-    oifname "{bridge}" ct status dnat ip saddr {subnet} masquerade
+    oifname "{bridge}" {ip} saddr {loopback} masquerade
+    oifname "{bridge}" ct status dnat {ip} saddr {subnet} masquerade
     {masquerade}
   }}
 }}
 """
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The switches of one network."""
+
+    internal: bool = False
+    masquerade: bool = True
+    icc: bool = True
+    """Whether containers of the network may talk to each other."""
+
+
+RULES = Rules()
 
 
 @dataclass(frozen=True)
@@ -87,11 +100,15 @@ class Redirect:
 
     @property
     def map(self) -> str:
-        return "ports_any" if self.port.host_ip == ANY else "ports_at"
+        return "ports_any" if self.port.host_ip in (ANY, ANY6) else "ports_at"
+
+    @property
+    def ipv6(self) -> bool:
+        return ":" in self.address
 
     @property
     def key(self) -> str:
-        local = "" if self.port.host_ip == ANY else f"{self.port.host_ip} . "
+        local = "" if self.port.host_ip in (ANY, ANY6) else f"{self.port.host_ip} . "
         return f"{local}{self.port.protocol} . {self.port.host_port}"
 
     @property
@@ -99,21 +116,45 @@ class Redirect:
         return f"{self.key} : {self.address} . {self.port.container_port}"
 
 
-def ruleset(table: str, bridge: str, subnet: str, redirects: Iterable[Redirect], *, internal: bool = False, masquerade: bool = True) -> str:
-    """The whole table as one transaction that replaces an older one."""
-    elements: dict[str, list[str]] = {"ports_any": [], "ports_at": []}
-    for redirect in redirects:
-        elements[redirect.map].append(redirect.element)
-    closed = f'iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop'
-    outgoing = f'oifname != "{bridge}" ip saddr {subnet} masquerade'
-    return _TABLE.format(
-        table=table,
-        bridge=bridge,
-        subnet=subnet,
-        any=_initial(elements["ports_any"]),
-        at=_initial(elements["ports_at"]),
-        internal=closed if internal else "",
-        masquerade=outgoing if masquerade and not internal else "",
+def ruleset(table: str, bridge: str, subnets: Sequence[str], redirects: Iterable[Redirect], rules: Rules = RULES) -> str:
+    """The tables of all families as one transaction that replaces older ones."""
+    wanted = list(redirects)
+    text = f"add table ip6 {table}\ndelete table ip6 {table}\n"
+    for ipv6 in (False, True):
+        ranges = [subnet for subnet in subnets if (":" in subnet) == ipv6]
+        if not ranges and ipv6:
+            continue
+        elements: dict[str, list[str]] = {"ports_any": [], "ports_at": []}
+        for redirect in wanted:
+            if redirect.ipv6 == ipv6:
+                elements[redirect.map].append(redirect.element)
+        family = "ip6" if ipv6 else "ip"
+        own = f"{{ {', '.join(ranges)} }}"
+        closed = f'iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop'
+        outgoing = f'oifname != "{bridge}" {family} saddr {own} masquerade'
+        text += _TABLE.format(
+            ip=family,
+            type="ipv6_addr" if ipv6 else "ipv4_addr",
+            loopback="::1" if ipv6 else "127.0.0.0/8",
+            table=table,
+            bridge=bridge,
+            subnet=own,
+            any=_initial(elements["ports_any"]),
+            at=_initial(elements["ports_at"]),
+            internal=closed if rules.internal else "",
+            masquerade=outgoing if rules.masquerade and not rules.internal else "",
+        )
+    return text + _separation(table, bridge, rules)
+
+
+def _separation(table: str, bridge: str, rules: Rules) -> str:
+    """Where containers must not talk to each other, frames between the bridge's ports are dropped: these do not pass the IP rules (unless
+    br_netfilter is there)."""
+    if rules.icc:
+        return ""
+    return (
+        f"add table bridge {table}\ndelete table bridge {table}\ntable bridge {table} {{\n  chain forward {{\n"
+        f'    type filter hook forward priority 0; policy accept;\n    meta ibrname "{bridge}" drop\n  }}\n}}\n'
     )
 
 
@@ -123,38 +164,31 @@ def _initial(elements: list[str]) -> str:
 
 def _change(verb: str, table: str, redirects: Iterable[Redirect], with_target: bool) -> str:
     """Commands that add or delete the elements of these redirects."""
+    groups: dict[str, list[str]] = {}
+    for redirect in redirects:
+        name = f"{'ip6' if redirect.ipv6 else 'ip'} {table} {redirect.map}"
+        groups.setdefault(name, []).append(redirect.element if with_target else redirect.key)
     lines = []
-    for name in ("ports_any", "ports_at"):
-        items = [redirect.element if with_target else redirect.key for redirect in redirects if redirect.map == name]
+    for name, items in groups.items():
         for start in range(0, len(items), _ELEMENTS_PER_LINE):
             chunk = ", ".join(items[start : start + _ELEMENTS_PER_LINE])
-            lines.append(f"{verb} element ip {table} {name} {{ {chunk} }}\n")
+            lines.append(f"{verb} element {name} {{ {chunk} }}\n")
     return "".join(lines)
 
 
 class Firewall:
     """The rules of one bridge in the kernel."""
 
-    def __init__(self, nft: Nftables, bridge: str, subnet: str, *, internal: bool = False, masquerade: bool = True) -> None:
+    def __init__(self, nft: Nftables, bridge: str, subnets: Sequence[str], rules: Rules = RULES) -> None:
         self._nft = nft
         self._bridge = bridge
-        self._subnet = subnet
-        self._internal = internal
-        self._masquerade = masquerade
+        self._subnets = tuple(subnets)
+        self._rules = rules
         self.table = f"tare_{bridge.replace('-', '_').replace('.', '_')}"
 
     def apply(self, redirects: Iterable[Redirect]) -> None:
-        """Put the table and all its redirects in place, whatever was there of it before."""
-        self._nft.run(
-            ruleset(
-                self.table,
-                self._bridge,
-                self._subnet,
-                redirects,
-                internal=self._internal,
-                masquerade=self._masquerade,
-            )
-        )
+        """Put the tables and all their redirects in place, whatever was there of them before."""
+        self._nft.run(ruleset(self.table, self._bridge, self._subnets, redirects, self._rules))
 
     def publish(self, redirects: list[Redirect]) -> bool:
         """Add redirects. False when the table is gone (somebody flushed the rules) and must be applied anew."""
@@ -178,8 +212,9 @@ class Firewall:
         return self._try(f"list chain ip {self.table} published")
 
     def remove(self) -> None:
-        """Take the table and what ``open_forward`` added away. Idempotent."""
-        self._nft.run(f"add table ip {self.table}\ndelete table ip {self.table}\n")
+        """Take the tables and what ``open_forward`` added away. Idempotent."""
+        families = ("ip", "ip6") if self._rules.icc else ("ip", "ip6", "bridge")
+        self._nft.run("".join(f"add table {family} {self.table}\ndelete table {family} {self.table}\n" for family in families))
         for rule in self._forward_rules():
             self._nft.run(f"delete rule ip filter FORWARD handle {rule['handle']}\n")
 

@@ -15,11 +15,19 @@ PREDEFINED = ("bridge", "host", "none")
 
 @dataclass(frozen=True)
 class Subnet:
-    """One address range of a network: CIDR, the gateway (the bridge's own address) and the part that is handed out."""
+    """One address range of a network, IPv4 or IPv6: CIDR, the gateway (the bridge's own address), the part that is handed out, and
+    addresses that are not (by name)."""
 
     subnet: str
     gateway: str
     ip_range: str = ""
+    auxiliary: Mapping[str, str] = field(default_factory=dict)
+    given: bool = True
+    """Whether the user chose the subnet: only then may a container ask for an address in it."""
+
+    @property
+    def ipv6(self) -> bool:
+        return ":" in self.subnet
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,39 @@ class Network:
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     scope: str = "local"
+    ipv6: bool = False
+    parent: str = ""
+    """The host's link below a macvlan or ipvlan network."""
 
     @property
     def predefined(self) -> bool:
         return self.name in PREDEFINED
+
+
+@dataclass(frozen=True)
+class Dns:
+    """How a container resolves names beyond its networks': ``--dns``, ``--dns-search``, ``--dns-option``."""
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a container asks of its place in one network."""
+
+    aliases: tuple[str, ...] = ()
+    hostname: str = ""
+    ip: str = ""
+    ip6: str = ""
+    mac: str = ""
+    links: tuple[str, ...] = ()
+    """``CONTAINER:ALIAS``: further names, for this container only."""
+    gw_priority: int = 0
+    """The network of the highest priority gives the default route."""
+    driver_options: Mapping[str, str] = field(default_factory=dict)
+    dns: Dns = Dns()
 
 
 @dataclass(frozen=True)
@@ -76,11 +113,41 @@ class Connection:
     exposed: tuple[str, ...] = ()
     """Exposed ports, published or not, as ``80/tcp``."""
     aliases: tuple[str, ...] = ()
+    address6: str = ""
+    prefix_length6: int = 0
+    gateway6: str = ""
+    kind: str = "veth"
+    mode: str = ""
+    hostname: str = ""
+    links: tuple[str, ...] = ()
+    gw_priority: int = 0
+    dns: Dns = Dns()
+    bandwidth: str = ""
+    internal: bool = False
+    """Whether the network leads nowhere."""
+    named: bool = False
+    """Whether the network has names (every user-defined one)."""
 
     @property
     def cidr(self) -> str:
         """Address with prefix length, or empty."""
         return f"{self.address}/{self.prefix_length}" if self.address else ""
+
+    @property
+    def cidr6(self) -> str:
+        """IPv6 address with prefix length, or empty."""
+        return f"{self.address6}/{self.prefix_length6}" if self.address6 else ""
+
+    @property
+    def cidrs(self) -> tuple[str, ...]:
+        """All addresses with their prefix lengths."""
+        return tuple(filter(None, (self.cidr, self.cidr6)))
+
+    @property
+    def dns_names(self) -> tuple[str, ...]:
+        """What the container is called in this network, each name once: its name, aliases, short id, hostname."""
+        names = (self.container_name, *self.aliases, self.container_id[:12], self.hostname)
+        return tuple(dict.fromkeys(filter(None, names)))
 
     def port_map(self) -> dict[str, tuple[PublishedPort, ...] | None]:
         """Docker's ``NetworkSettings.Ports`` as domain objects: exposed but unpublished ports map to None."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network, NetmaskValueError
+from ipaddress import IPv4Interface, IPv4Network, ip_network
 from pathlib import Path
 
 from tare.config import EngineConfig
-from tare.errors import Conflict, InvalidArgument
+from tare.errors import Conflict, Forbidden, InvalidArgument
 from tare.linux.netlink import Route
 from tare.networks import bridge as kernel
 from tare.networks.files import parse_resolver, uses_stub_resolver
-from tare.networks.ipam import choose_subnet
+from tare.networks.ipam import DEFAULT_POOLS, Range, choose_subnet, default_subnets, default_subnets6, overlap
 from tare.networks.model import Network, Subnet
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -36,14 +36,6 @@ def host_resolv_conf() -> str:
     """The host's resolver configuration with its real servers: systemd-resolved's own file where /etc names only the stub."""
     text = read_text(HOST_RESOLV_CONF)
     return read_text(RESOLVED_RESOLV_CONF) or text if uses_stub_resolver(text) else text
-
-
-def parse_subnet(text: str) -> IPv4Network:
-    """A subnet as CIDR."""
-    try:
-        return IPv4Network(text)
-    except (AddressValueError, NetmaskValueError, ValueError):
-        raise InvalidArgument(f"invalid subnet {text}: want an IPv4 network such as 10.5.0.0/16") from None
 
 
 def place_default_bridge(config: EngineConfig, record: Network, others: Sequence[Network]) -> tuple[Network, kernel.Claim]:
@@ -90,42 +82,50 @@ def _default_subnet(route: Route, config: EngineConfig, record: Network, others:
     taken = _taken(route, others, bridge)
     if record.subnets:
         before = IPv4Network(record.subnets[0].subnet)
-        if not any(before.overlaps(network) for network in taken):
+        if not any(overlap(before, network) for network in taken):
             return record.subnets[0]
-    return _with_gateway(choose_subnet(taken))
+    return _with_gateway(choose_subnet(taken, default_subnets(config.default_address_pools or DEFAULT_POOLS)))
 
 
-def place_subnet(route: Route, wanted: Subnet | None, others: Sequence[Network], bridge: str) -> Subnet:
-    """Subnet and gateway of a user-defined network: the wanted one if it is free of other networks, else the first free pool."""
-    if wanted is None or not wanted.subnet:
-        return _with_gateway(choose_subnet(_taken(route, others, bridge)))
-    subnet = parse_subnet(wanted.subnet)
+def place_subnets(
+    route: Route, config: EngineConfig, wanted: Sequence[Subnet], ipv6: bool, others: Sequence[Network], bridge: str
+) -> tuple[Subnet, ...]:
+    """The subnets of a user-defined network: the wanted ones, if they are free of other networks, and the first free pool of each family
+    that is to be there and has none."""
+    placed: list[Subnet] = []
+    for entry in wanted:
+        if entry.subnet:
+            _check_free(ip_network(entry.subnet), others)
+            placed.append(_with_gateway(ip_network(entry.subnet), entry))
+    pools = config.default_address_pools or DEFAULT_POOLS
+    if not any(not subnet.ipv6 for subnet in placed):
+        placed.insert(0, _with_gateway(choose_subnet(_taken(route, others, bridge), default_subnets(pools)), given=False))
+    if ipv6 and not any(subnet.ipv6 for subnet in placed):
+        candidates = default_subnets6(pools, str(config.data_root.resolve()))
+        placed.append(_with_gateway(choose_subnet(_taken(route, others, bridge), candidates), given=False))
+    return tuple(placed)
+
+
+def _check_free(subnet: Range, others: Sequence[Network]) -> None:
     for other in others:
-        if any(subnet.overlaps(IPv4Network(known.subnet)) for known in other.subnets):
-            raise Conflict(f"Pool overlaps with other one on this address space: {subnet} and network {other.name}")
-    if subnet.prefixlen > 30:
-        raise InvalidArgument(f"invalid subnet {subnet}: too small")
-    placed = _with_gateway(subnet)
-    if wanted.gateway:
-        try:
-            inside = IPv4Address(wanted.gateway) in subnet
-        except ValueError:
-            inside = False
-        if not inside:
-            raise InvalidArgument(f"no matching subnet for gateway {wanted.gateway}")
-        placed = replace(placed, gateway=wanted.gateway)
-    if wanted.ip_range:
-        if not parse_subnet(wanted.ip_range).subnet_of(subnet):
-            raise InvalidArgument(f"no matching subnet for range {wanted.ip_range}")
-        placed = replace(placed, ip_range=wanted.ip_range)
-    return placed
+        if any(overlap(subnet, ip_network(known.subnet)) for known in other.subnets):
+            raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
 
 
-def _with_gateway(subnet: IPv4Network) -> Subnet:
-    return Subnet(str(subnet), str(subnet.network_address + 1))
+def _with_gateway(subnet: Range, wanted: Subnet | None = None, *, given: bool = True) -> Subnet:
+    """A subnet with its gateway: the wanted one, else the first address that may be it."""
+    if wanted is not None and wanted.gateway:
+        return replace(wanted, subnet=str(subnet), given=given)
+    taken = set(wanted.auxiliary.values()) if wanted is not None else set()
+    first = subnet.network_address + 1
+    while str(first) in taken:
+        first += 1
+    if wanted is None:
+        return Subnet(str(subnet), str(first), given=given)
+    return replace(wanted, subnet=str(subnet), gateway=str(first), given=given)
 
 
-def _taken(route: Route, others: Sequence[Network], bridge: str) -> list[IPv4Network]:
+def _taken(route: Route, others: Sequence[Network], bridge: str) -> list[Range]:
     nameservers = parse_resolver(host_resolv_conf()).nameservers
-    ours = [IPv4Network(known.subnet) for other in others for known in other.subnets]
+    ours = [ip_network(known.subnet) for other in others for known in other.subnets]
     return [*kernel.taken_networks(route, nameservers, bridge), *ours]

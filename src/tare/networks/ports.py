@@ -15,13 +15,14 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from tare.errors import Conflict, InvalidArgument, ResourceExhausted, Unsupported
 
 EPHEMERAL = (32768, 60999)
 ANY = "0.0.0.0"
+ANY6 = "::"
 PROTOCOLS = ("tcp", "udp", "sctp")
 
 _PORT_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -45,7 +46,7 @@ class PortBinding:
 
 @dataclass(frozen=True)
 class PublishedPort:
-    """An answer: packets to ``host_ip``:``host_port`` reach ``container_port``. ``host_ip`` is an IPv4 address (0.0.0.0: any)."""
+    """An answer: packets to ``host_ip``:``host_port`` reach ``container_port``. ``host_ip``: 0.0.0.0 and :: are any of their family."""
 
     container_port: int
     protocol: str
@@ -104,18 +105,11 @@ def publish_all(exposed: Iterable[str], bindings: Sequence[PortBinding] = ()) ->
 
 
 def _host_address(text: str) -> str:
-    """A host IP as given by a client: empty, or a canonical IPv4 address."""
-    if not text:
-        return ""
+    """A host IP as given by a client: empty, or a canonical address."""
     try:
-        return str(IPv4Address(text))
-    except AddressValueError:
-        pass
-    try:
-        IPv6Address(text)
-    except AddressValueError:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
         raise InvalidArgument(f"invalid IP address: {text!r}") from None
-    raise Unsupported(f"cannot publish a port on the IPv6 address {text}: the network has no IPv6; use an IPv4 address")
 
 
 class HostPorts:
@@ -130,12 +124,20 @@ class HostPorts:
         """How many ports are held."""
         return sum(map(len, self._held.values()))
 
-    def hold(self, bindings: Sequence[PortBinding], address: str) -> tuple[PublishedPort, ...]:
-        """Choose and hold a host port for each request of the container at ``address``. All or none; raises ``Conflict``."""
+    def hold(self, bindings: Sequence[PortBinding], address: str, address6: str = "", default_ip: str = "") -> tuple[PublishedPort, ...]:
+        """Choose and hold host ports for each request of the container with these addresses: one, or one per family that the container has
+        where no host address was given (nor ``default_ip``). All or none; raises ``Conflict``."""
         held: list[PublishedPort] = []
         try:
             for binding in bindings:
-                held.append(self._hold_one(binding, address))
+                host_ip = _host_address(binding.host_ip) or default_ip or (ANY if address else ANY6)
+                if ":" in host_ip and not address6:
+                    raise Unsupported(f"cannot publish a port on the IPv6 address {host_ip}: the container has no IPv6 address")
+                held.append(self._hold_one(binding, host_ip, address6 if ":" in host_ip else address))
+                if address and address6 and not binding.host_ip and not default_ip:
+                    port = held[-1].host_port
+                    same = replace(binding, host_port_start=port, host_port_end=port)
+                    held.append(self._hold_one(same, ANY6, address6))
         except BaseException:
             self.release(held)
             raise
@@ -172,8 +174,7 @@ class HostPorts:
                     held.close()
         self._held.clear()
 
-    def _hold_one(self, binding: PortBinding, address: str) -> PublishedPort:
-        host_ip = _host_address(binding.host_ip) or ANY
+    def _hold_one(self, binding: PortBinding, host_ip: str, address: str) -> PublishedPort:
         chosen = 0
         if not binding.host_port_start:
             chosen = self._hold_ephemeral(binding, host_ip)
@@ -211,7 +212,8 @@ class HostPorts:
 
     def _overlaps(self, protocol: str, host_ip: str, port: int) -> bool:
         owners = self._held.get((protocol, port), {})
-        return bool(owners) and (host_ip == ANY or host_ip in owners or ANY in owners)
+        same_family = [owner for owner in owners if (":" in owner) == (":" in host_ip)]
+        return bool(same_family) and (host_ip in (ANY, ANY6) or host_ip in owners or bool({ANY, ANY6} & set(same_family)))
 
     def _take(self, protocol: str, host_ip: str, port: int) -> None:
         held = self._bind(protocol, host_ip, port)
@@ -221,12 +223,15 @@ class HostPorts:
     def _bind(protocol: str, host_ip: str, port: int) -> socket.socket | None:
         """A socket bound to the port, or None where the kernel lacks the protocol (then nobody else can have the port either)."""
         try:
-            held = socket.socket(socket.AF_INET, _KINDS[protocol][0] | socket.SOCK_CLOEXEC, _KINDS[protocol][1])
+            family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+            held = socket.socket(family, _KINDS[protocol][0] | socket.SOCK_CLOEXEC, _KINDS[protocol][1])
         except OSError as error:
             if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
                 return None
             raise
         try:
+            if family == socket.AF_INET6:
+                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 held.bind((host_ip, port))
             except OSError as error:
@@ -246,4 +251,5 @@ class HostPorts:
 def _bind_failure(error: OSError, binding: PortBinding, host_ip: str, port: int, address: str) -> Conflict:
     words = os.strerror(error.errno or errno.EIO).lower()
     target = f":{address}:{binding.container_port}/{binding.protocol}" if address else f"/{binding.protocol}"
-    return Conflict(f"failed to bind host port for {host_ip}:{port}{target}: {words}")
+    where = f"[{host_ip}]" if ":" in host_ip else host_ip
+    return Conflict(f"failed to bind host port for {where}:{port}{target}: {words}")

@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 from tare.config import EngineConfig
@@ -35,21 +34,26 @@ from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound, Resource
 from tare.events import EventBus
 from tare.linux.netlink import Route
 from tare.linux.nft import Nftables
+from tare.networks import bandwidth, files, names, parent
 from tare.networks import bridge as kernel
-from tare.networks import files
-from tare.networks.attached import AttachedNetwork
-from tare.networks.ipam import mac_for
+from tare.networks.attached import HOST_IP_OPTION, AttachedNetwork
+from tare.networks.creation import BANDWIDTH_OPTION, BRIDGE_NAME_OPTION, NewNetwork, check_network, check_request, mtu
+from tare.networks.dns.client import NameServer
+from tare.networks.dns.server import ADDRESS
+from tare.networks.gateway import gateways
+from tare.networks.ipam import Address, mac_for
+from tare.networks.live import Namespace
 from tare.networks.model import (
     DEFAULT_NETWORK,
-    PREDEFINED,
     Connection,
+    Dns,
+    Endpoint,
     Network,
     NetworkMode,
     NetworkView,
-    Subnet,
     parse_mode,
 )
-from tare.networks.placement import HOST_RESOLV_CONF, host_resolv_conf, place_default_bridge, place_subnet, read_text
+from tare.networks.placement import HOST_RESOLV_CONF, host_resolv_conf, place_default_bridge, place_subnets, read_text
 from tare.networks.ports import HostPorts, PortBinding, PublishedPort
 from tare.networks.records import NetworkRecords
 from tare.store.metadata import Metadata
@@ -57,9 +61,6 @@ from tare.store.metadata import Metadata
 log = logging.getLogger(__name__)
 
 HOST_HOSTS = Path("/etc/hosts")
-NETWORK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-BRIDGE_NAME_OPTION = "com.docker.network.bridge.name"
-MTU_OPTION = "com.docker.network.driver.mtu"
 
 
 class Networks:
@@ -72,7 +73,11 @@ class Networks:
         self._lock = asyncio.Lock()
         self._networks: dict[str, Network] = {}
         self._attached: dict[str, AttachedNetwork] = {}
-        self._plain: dict[tuple[str, str], Connection] = {}
+        self._places: dict[str, dict[str, Connection]] = {}
+        """Connections by container and network, in the order in which they were made."""
+        self._pids: dict[str, int] = {}
+        """Inits of the containers that run."""
+        self._name_server = NameServer(config.exec_root)
         self._ports = HostPorts()
         self._nft: Nftables | None = None
         self._failure: TareError | None = None
@@ -104,6 +109,7 @@ class Networks:
         """Let go of host ports and claims. Containers that run keep their network; where none runs, bridge and rules go."""
         await self.remove_kernel_state()
         async with self._lock:
+            self._name_server.close()
             self._ports.close()
             for attached in self._attached.values():
                 if attached.claim is not None:
@@ -121,12 +127,18 @@ class Networks:
                     await asyncio.to_thread(attached.take_down)
                     del self._attached[network_id]
 
-    async def restore(self, active: Iterable[str]) -> None:
-        """After a restart: keep the connections of these containers, free those of all others, put bridges and rules right."""
-        keep = set(active)
-        for connection in self.connections():
-            if connection.container_id not in keep:
-                await self.disconnect(connection.container_id, connection.network_id)
+    async def restore(self, active: Mapping[str, int]) -> None:
+        """After a restart: keep the connections of these containers (with the pids of their inits), free those of all others, put bridges,
+        rules and links right."""
+        for container_id in {connection.container_id for connection in self.connections()} - active.keys():
+            await self.disconnect(container_id)
+        self._pids = {container_id: pid for container_id, pid in active.items() if pid}
+        for container_id, places in self._places.items():
+            self._tell_names(container_id, list(places.values()), start=False)
+        try:
+            await self._name_server.restore(self._pids)
+        except OSError as error:
+            self._warn(f"containers have no name server: {error.strerror or error}")
         await self.repair()
 
     async def repair(self) -> None:
@@ -135,8 +147,22 @@ class Networks:
         async with self._lock:
             for attached in self._attached.values():
                 await self._bring_up(attached)
-        for container_id in {connection.container_id for connection in self.connections()}:
-            self.attached(container_id)
+        for container_id, pid in list(self._pids.items()):
+            await self._repair_links(container_id, pid)
+            self.attached(container_id, pid)
+
+    async def _repair_links(self, container_id: str, pid: int) -> None:
+        connections = [c for c in self.connections(container_id) if c.host_link]
+
+        def put_right() -> None:
+            with Namespace(pid) as namespace:
+                namespace.repair(connections, gateways(connections))
+
+        try:
+            if connections:
+                await asyncio.to_thread(put_right)
+        except OSError as error:
+            self._warn(f"the network of container {container_id[:12]} cannot be put right: {error.strerror or error}")
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -153,19 +179,18 @@ class Networks:
         network: str = DEFAULT_NETWORK,
         bindings: Sequence[PortBinding] = (),
         exposed: Iterable[str] = (),
-        mac: str = "",
-        ip: str = "",
-        aliases: Sequence[str] = (),
+        endpoint: Endpoint | None = None,
     ) -> Connection:
-        """Give a container its place in a network: addresses, published ports, and the name of the link that its task will make.
+        """Give a container its place in a network: addresses, published ports, names, and the name of the link that its task will make.
 
-        Raises ``NotFound`` (network), ``Conflict`` (port or address in use), ``ResourceExhausted`` (no address), ``InvalidArgument``,
-        ``Unsupported`` (this machine cannot have bridges). After an error nothing is left.
+        Raises ``NotFound`` (network), ``Conflict`` (port in use), ``Forbidden`` (address in use), ``ResourceExhausted`` (no address),
+        ``InvalidArgument``, ``Unsupported`` (this machine cannot have bridges). After an error nothing is left.
         """
+        endpoint = endpoint or Endpoint()
         async with self._lock:
             record = self._resolve(network)
-            if self._find(container_id, record.id) is not None:
-                raise Conflict(f"endpoint with name {name} already exists in network {record.name}")
+            if record.id in self._places.get(container_id, {}):
+                raise Forbidden(f"endpoint with name {name} already exists in network {record.name}")
             connection = Connection(
                 container_id=container_id,
                 container_name=name,
@@ -174,24 +199,92 @@ class Networks:
                 endpoint_id=secrets.token_hex(32),
                 sandbox_id=self._sandbox_of(container_id),
                 exposed=tuple(exposed),
-                aliases=tuple(aliases),
+                aliases=endpoint.aliases,
+                hostname=endpoint.hostname,
+                links=endpoint.links,
+                gw_priority=endpoint.gw_priority,
+                dns=endpoint.dns,
+                internal=record.internal or record.driver == "null",
+                named=not record.predefined,
+                bandwidth=endpoint.driver_options.get(BANDWIDTH_OPTION, "") or record.options.get(BANDWIDTH_OPTION, ""),
             )
-            if record.driver != "bridge":
+            bandwidth.parse_bandwidth(connection.bandwidth)
+            if record.driver in ("host", "null"):
                 self._records.put_connection(connection)
-                self._plain[container_id, record.id] = connection
+                self._places.setdefault(container_id, {})[record.id] = connection
             else:
-                connection = self._connect_bridge(self._require(record), connection, bindings, mac, ip)
+                connection = self._connect_link(self._require(record), connection, bindings, endpoint)
             self._announce("connect", connection)
             return connection
 
-    def attached(self, container_id: str) -> None:
+    def attached(self, container_id: str, pid: int) -> None:
         """To be called when the task of a container has started: finishes what needs its link on the host to exist. Quick."""
-        links = [c.host_link for c in self.connections(container_id) if c.ports and c.host_link]
+        self._pids[container_id] = pid
+        self._name_server.running(container_id, pid)
+        connections = self.connections(container_id)
+        links = [c.host_link for c in connections if c.ports and c.host_link]
         if links and kernel.filters_bridged():
             try:
                 kernel.allow_hairpin(links)
             except OSError as error:
                 self._warn(f"container {container_id[:12]} does not reach its own published ports: {error.strerror or error}")
+        for connection in connections:
+            self._limit(connection)
+
+    def _limit(self, connection: Connection) -> None:
+        try:
+            if connection.bandwidth:
+                bandwidth.apply(connection)
+        except OSError as error:
+            self._warn(f"bandwidth limits do not work on this machine: {error.strerror or error}")
+
+    async def plug(self, connection: Connection) -> None:
+        """Give a running container the link of a connection that was just made. On failure the connection is undone."""
+        container_id = connection.container_id
+        pid = self._pids[container_id]
+        connections = [c for c in self.connections(container_id) if c.host_link]
+
+        def put_in() -> None:
+            with Namespace(pid) as namespace:
+                namespace.plug(connection)
+                namespace.route(connections, gateways(connections))
+
+        try:
+            first_named = connection.named and sum(c.named for c in connections) == 1
+            if connection.host_link:
+                await asyncio.to_thread(put_in)
+            self.attached(container_id, pid)
+            if first_named:
+                await self._name_server.serve(container_id, pid)
+        except OSError as error:
+            await self.disconnect(container_id, connection.network_id)
+            raise Unsupported(f"failed to set up container networking: {error.strerror or error}") from None
+
+    async def unplug(self, container_id: str, network: str) -> None:
+        """Take a running container's link out of a network, then its place."""
+        network_id = self._resolve(network).id
+        connection = self._places.get(container_id, {}).get(network_id)
+        pid = self._pids.get(container_id, 0)
+        rest = [c for c in self.connections(container_id) if c.host_link and c.network_id != network_id]
+
+        def take_out() -> None:
+            with Namespace(pid) as namespace:
+                assert connection is not None
+                namespace.unplug(connection)
+                namespace.route(rest, gateways(rest))
+
+        if connection is not None and connection.host_link and pid:
+            try:
+                await asyncio.to_thread(take_out)
+            except OSError as error:
+                log.warning("link %s of container %s: %s", connection.interface, container_id[:12], error.strerror or error)
+        await self.disconnect(container_id, network_id)
+
+    def rename(self, container_id: str, name: str) -> None:
+        """A container has another name: it is found by that one from now on."""
+        for connection in self.connections(container_id):
+            self._keep(replace(connection, container_name=name))
+        self._tell_names(container_id, self.connections(container_id))
 
     async def disconnect(self, container_id: str, network: str | None = None) -> None:
         """Take a container out of one network, or out of all. Unknown ones are no error."""
@@ -201,11 +294,28 @@ class Networks:
                 if wanted in (None, connection.network_id):
                     self._disconnect(connection)
                     self._announce("disconnect", connection)
+            if container_id not in self._places:
+                self._pids.pop(container_id, None)
+            self._tell_names(container_id, self.connections(container_id))
+
+    async def force_out(self, network: str, reference: str) -> None:
+        """Free the place of a container that is not known any more, by its name or id (``disconnect --force``)."""
+        network_id = self._resolve(network).id
+        stale = [c for c in self.connections() if c.network_id == network_id and reference in (c.container_name, c.container_id)]
+        if not stale:
+            raise NotFound(f"container {reference} is not connected to the network")
+        for connection in stale:
+            await self.disconnect(connection.container_id, network_id)
 
     def connections(self, container_id: str | None = None) -> list[Connection]:
         """The connections of one container, or all."""
-        found = [*self._plain.values(), *(c for a in self._attached.values() for c in a.connections.values())]
-        return [c for c in found if container_id in (None, c.container_id)]
+        if container_id is not None:
+            return list(self._places.get(container_id, {}).values())
+        return [connection for places in self._places.values() for connection in places.values()]
+
+    def name_server(self, connections: Sequence[Connection]) -> Path | None:
+        """The socket of the name server that is to answer in a container on these networks, or None."""
+        return self._name_server.path if names.served(connections) else None
 
     # Networks
 
@@ -245,12 +355,22 @@ class Networks:
                 files.hostname(hostname),
                 files.resolv_conf_of_host(read_text(HOST_RESOLV_CONF), dns=chosen, search=search, options=options),
             )
-        addresses = [connection.address for connection in connections if connection.address]
+        addresses = [address for c in connections for address in (c.address, c.address6) if address]
+        if names.served(connections):
+            resolver = names.resolver_configuration(host_text, Dns(tuple(chosen), tuple(search), tuple(options)), ADDRESS)
+        else:
+            ipv6 = any(connection.address6 for connection in connections)
+            resolver = files.resolv_conf(host_text, dns=chosen, search=search, options=options, ipv6=ipv6)
         return files.NetworkFiles(
             files.hosts(hostname, domainname, addresses, extra_hosts, self.host_gateway),
             files.hostname(hostname),
-            files.resolv_conf(host_text, dns=chosen, search=search, options=options),
+            resolver,
         )
+
+    def dns(self, servers: Sequence[str] | None, search: Sequence[str] | None, options: Sequence[str] | None) -> Dns:
+        """A container's resolver settings with the engine's where it says nothing."""
+        config = self._config
+        return Dns(tuple(servers or config.dns), tuple(search or config.dns_search), tuple(options or config.dns_options))
 
     @property
     def host_gateway(self) -> str:
@@ -260,41 +380,41 @@ class Networks:
 
     # User-defined networks
 
-    async def create(
-        self,
-        name: str,
-        *,
-        driver: str = "bridge",
-        subnets: Sequence[Subnet] = (),
-        internal: bool = False,
-        attachable: bool = False,
-        options: Mapping[str, str] | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Network:
-        """Create a bridge network. ``subnets`` may leave out gateway, or be empty: the first free default pool is taken."""
-        options = dict(options or {})
+    async def create(self, wanted: NewNetwork) -> Network:
+        """Create a network."""
         async with self._lock:
-            self._check_new(name, driver, subnets)
+            check_request(wanted)
+            if any(network.name == wanted.name for network in self._networks.values()):
+                raise Conflict(f"network with name {wanted.name} already exists")
             network_id = secrets.token_hex(32)
+            options = dict(wanted.options)
             network = Network(
                 id=network_id,
-                name=name,
-                driver=driver,
+                name=wanted.name,
+                driver=wanted.driver,
                 created=time.time_ns(),
-                bridge=options.get(BRIDGE_NAME_OPTION) or f"br-{network_id[:12]}",
-                mtu=_number(options, MTU_OPTION, self._config.mtu),
-                internal=internal,
-                attachable=attachable,
+                mtu=mtu(options, self._config.mtu),
+                internal=wanted.internal,
+                attachable=wanted.attachable,
+                ipam_options=dict(wanted.ipam_options),
                 options=options,
-                labels=dict(labels or {}),
+                labels=dict(wanted.labels),
+                ipv6=wanted.ipv6,
             )
-            attached = await asyncio.to_thread(self._place, network, subnets[0] if subnets else None)
+            if network.driver == "bridge":
+                network = replace(network, bridge=options.get(BRIDGE_NAME_OPTION) or f"br-{network_id[:12]}")
+            else:
+                network = replace(network, parent=options.get(parent.PARENT_OPTION) or parent.own_parent(network_id))
+            check_network(network)
+            attached = await asyncio.to_thread(self._place, network, wanted)
             network = attached.network
             try:
                 self._warn(*await asyncio.to_thread(attached.bring_up))
                 self._records.put_network(network)
-            except BaseException:
+            except BaseException as error:
                 await asyncio.to_thread(attached.take_down)
+                if isinstance(error, OSError):
+                    raise Unsupported(f"cannot create network {network.name}: {error.strerror or error}") from None
                 raise
             self._networks[network.id] = network
             self._attached[network.id] = attached
@@ -341,7 +461,7 @@ class Networks:
         """Open nftables and choose name and subnet of the default bridge. Blocking."""
         self._nft = self._nft or Nftables()
         for network in list(self._networks.values()):
-            if network.driver == "bridge" and network.name != DEFAULT_NETWORK:
+            if network.driver not in ("host", "null") and network.name != DEFAULT_NETWORK:
                 self._attached[network.id] = AttachedNetwork(network, self._nft)
             elif network.driver == "bridge":
                 others = [n for n in self._networks.values() if n.name != DEFAULT_NETWORK]
@@ -356,8 +476,9 @@ class Networks:
         self._records.put_network(attached.network)
         try:
             self._warn(*await asyncio.to_thread(attached.bring_up))
-        except OSError as error:
-            attached.failure = f"network {attached.network.name} is not available: {error.strerror or error}"
+        except (OSError, InvalidArgument) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            attached.failure = f"network {attached.network.name} is not available: {reason}"
             self._warn(attached.failure)
         else:
             attached.failure = ""
@@ -366,54 +487,107 @@ class Networks:
         """Take a recorded connection over after a restart of the daemon."""
         attached = self._attached.get(connection.network_id)
         if attached is not None and attached.adopt(connection):
+            self._places.setdefault(connection.container_id, {})[connection.network_id] = connection
             for port in self._ports.hold_again(connection.ports):
                 self._warn(f"another program listens on published port {port.host_ip}:{port.host_port}/{port.protocol}")
         elif connection.network_id in self._networks and not connection.address:
-            self._plain[connection.container_id, connection.network_id] = connection
+            self._places.setdefault(connection.container_id, {})[connection.network_id] = connection
         else:
             log.warning("network of container %s is gone or has another subnet: forgotten", connection.container_id)
             self._records.delete_connection(connection)
 
-    def _connect_bridge(
-        self,
-        attached: AttachedNetwork,
-        connection: Connection,
-        bindings: Sequence[PortBinding],
-        mac: str,
-        ip: str,
+    def _connect_link(
+        self, attached: AttachedNetwork, connection: Connection, bindings: Sequence[PortBinding], endpoint: Endpoint
     ) -> Connection:
-        address = attached.pool.allocate(self._wanted_address(attached.network, ip))
+        network = attached.network
         held: tuple[PublishedPort, ...] = ()
+        taken: list[Address] = []
         try:
-            try:
-                held = self._ports.hold(bindings, str(address))
-            except TareError as error:
-                raise type(error)(
-                    f"driver failed programming external connectivity on endpoint {connection.container_name} "
-                    f"({connection.endpoint_id}): {error}"
-                ) from None
+            for ipv6, wanted in ((False, endpoint.ip), (True, endpoint.ip6)):
+                found = attached.allocate(self._wanted_address(network, wanted, ipv6), ipv6=ipv6)
+                if found is None:
+                    continue
+                address, length, gateway = found
+                taken.append(address)
+                gateway = "" if network.internal else gateway
+                if ipv6:
+                    connection = replace(connection, address6=str(address), prefix_length6=length, gateway6=gateway)
+                else:
+                    connection = replace(connection, address=str(address), prefix_length=length, gateway=gateway)
+            held = self._hold(bindings, connection, network)
             connection = replace(
                 connection,
                 host_link=f"veth{secrets.token_hex(4)[:7]}",
-                bridge=attached.network.bridge,
-                interface=f"eth{len(self.connections(connection.container_id))}",
-                mac=mac or mac_for(address),
-                address=str(address),
-                prefix_length=attached.subnet.prefixlen,
-                gateway="" if attached.network.internal else str(attached.gateway),
-                mtu=attached.network.mtu,
+                bridge=network.bridge or network.parent,
+                kind="veth" if network.driver == "bridge" else network.driver,
+                mode="" if network.driver == "bridge" else parent.mode_of(network),
+                interface=self._interface(connection.container_id),
+                mac="" if network.driver == "ipvlan" else endpoint.mac or mac_for(taken[0]),
+                mtu=network.mtu,
                 ports=held,
             )
             self._records.put_connection(connection)
-            attached.connections[connection.container_id] = connection
+            self._keep(connection, record=False)
             attached.publish(connection)
+            self._tell_names(connection.container_id, self.connections(connection.container_id))
         except BaseException:
-            if attached.connections.pop(connection.container_id, None) is not None:
-                self._records.delete_connection(connection)
+            self._drop(connection)
             self._ports.release(held)
-            attached.pool.release(address)
+            for address in taken:
+                attached.release(str(address))
             raise
         return connection
+
+    def _hold(self, bindings: Sequence[PortBinding], connection: Connection, network: Network) -> tuple[PublishedPort, ...]:
+        """Hold the host ports of a connection; dockerd's text around what went wrong."""
+        if network.driver != "bridge" or network.internal:
+            return ()
+        try:
+            return self._ports.hold(bindings, connection.address, connection.address6, network.options.get(HOST_IP_OPTION, ""))
+        except TareError as error:
+            raise type(error)(
+                f"driver failed programming external connectivity on endpoint {connection.container_name} "
+                f"({connection.endpoint_id}): {error}"
+            ) from None
+
+    def _interface(self, container_id: str) -> str:
+        """The first free interface name of a container."""
+        used = {connection.interface for connection in self.connections(container_id) if connection.host_link}
+        return next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+
+    def _keep(self, connection: Connection, *, record: bool = True) -> None:
+        """Put a connection, new or changed, where it is looked for."""
+        if record:
+            self._records.put_connection(connection)
+        self._places.setdefault(connection.container_id, {})[connection.network_id] = connection
+        attached = self._attached.get(connection.network_id)
+        if attached is not None:
+            attached.connections[connection.container_id] = connection
+
+    def _drop(self, connection: Connection) -> None:
+        """Forget a connection that failed while it was made."""
+        attached = self._attached.get(connection.network_id)
+        if attached is not None and attached.connections.pop(connection.container_id, None) is not None:
+            self._records.delete_connection(connection)
+        places = self._places.get(connection.container_id, {})
+        places.pop(connection.network_id, None)
+        if not places:
+            self._places.pop(connection.container_id, None)
+
+    def _tell_names(self, container_id: str, connections: Sequence[Connection], *, start: bool = True) -> None:
+        """Tell the name server what changed. ``start``: it is needed from now on."""
+        if not names.served(connections):
+            self._name_server.forget(container_id)
+            return
+        document = names.document(connections)
+        if not start:
+            self._name_server.learn(container_id, document)
+            return
+        try:
+            self._name_server.put(container_id, document)
+        except OSError as error:
+            self._name_server.forget(container_id)
+            raise Unsupported(f"the name server cannot be started: {error.strerror or error}") from None
 
     def _disconnect(self, connection: Connection) -> None:
         attached = self._attached.get(connection.network_id)
@@ -423,8 +597,12 @@ class Networks:
             except OSError as error:
                 self._warn(f"cannot take back published ports of {connection.container_name}: {error.strerror or error}")
             self._ports.release(connection.ports)
-            attached.pool.release(IPv4Address(connection.address))
-        self._plain.pop((connection.container_id, connection.network_id), None)
+            for address in (connection.address, connection.address6):
+                attached.release(address)
+        places = self._places.get(connection.container_id, {})
+        places.pop(connection.network_id, None)
+        if not places:
+            self._places.pop(connection.container_id, None)
         try:
             self._records.delete_connection(connection)
         except ResourceExhausted as error:
@@ -463,42 +641,41 @@ class Networks:
         assert self._nft is not None, "start() comes first"
         return self._nft
 
-    def _wanted_address(self, network: Network, ip: str) -> IPv4Address | None:
-        if not ip:
+    def _wanted_address(self, network: Network, text: str, ipv6: bool) -> Address | None:
+        if not text:
             return None
         if network.predefined:
-            raise InvalidArgument("user specified IP address is supported on user defined networks only")
+            raise InvalidArgument(
+                "invalid config for network bridge: invalid endpoint settings:\n"
+                "user specified IP address is supported on user defined networks only"
+            )
+        version = 6 if ipv6 else 4
         try:
-            return IPv4Address(ip)
+            address = ip_address(text)
         except ValueError:
-            raise InvalidArgument(f"invalid IPv4 address: {ip}") from None
+            address = None
+        if address is None or address.version != version:
+            raise InvalidArgument(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
+        return address
 
-    def _check_new(self, name: str, driver: str, subnets: Sequence[Subnet]) -> None:
-        if not NETWORK_NAME.fullmatch(name):
-            raise InvalidArgument(f"invalid network name: {name!r}")
-        if name in PREDEFINED:
-            raise Forbidden(f"operation is not permitted on predefined {name} network")
-        if any(network.name == name for network in self._networks.values()):
-            raise Conflict(f"network with name {name} already exists")
-        if driver != "bridge":
-            raise NotFound(f"could not find network driver {driver!r}: there is bridge")
-        if len(subnets) > 1:
-            raise Unsupported("a bridge network has one IPv4 subnet")
-
-    def _place(self, network: Network, wanted: Subnet | None) -> AttachedNetwork:
-        """Choose or check the subnet of a new network and make its bridge. Blocking."""
+    def _place(self, network: Network, wanted: NewNetwork) -> AttachedNetwork:
+        """Choose or check the subnets of a new network and make its link. Blocking."""
         nft = self._require_kernel()
         others = [n for n in self._networks.values() if n.id != network.id]
+        if network.driver != "bridge":
+            parent.check(network)
         with kernel.choosing(), Route() as route:
-            if route.link(network.bridge) is not None:
+            if network.bridge and route.link(network.bridge) is not None:
                 raise Conflict(f"cannot create network {network.id} ({network.bridge}): the link exists already")
-            subnet = place_subnet(route, wanted, others, network.bridge)
-            attached = AttachedNetwork(replace(network, subnets=(subnet,)), nft)
-            attached.bring_up_link()
+            subnets = place_subnets(route, self._config, wanted.subnets, wanted.ipv6, others, network.bridge)
+            attached = AttachedNetwork(replace(network, subnets=subnets), nft)
+            try:
+                attached.bring_up_link()
+            except OSError as error:
+                attached_failure = f"cannot create network {network.name}: {error.strerror or error}"
+                kernel.take_down(route, network.bridge)
+                raise Unsupported(attached_failure) from None
             return attached
-
-    def _find(self, container_id: str, network_id: str) -> Connection | None:
-        return next((c for c in self.connections(container_id) if c.network_id == network_id), None)
 
     def _sandbox_of(self, container_id: str) -> str:
         present = self.connections(container_id)
@@ -517,11 +694,3 @@ class Networks:
             if warning not in self._warnings:
                 self._warnings.append(warning)
                 log.warning("%s", warning)
-
-
-def _number(options: Mapping[str, str], name: str, default: int) -> int:
-    """A driver option that is a positive number."""
-    text = options.get(name, "")
-    if text and not (text.isascii() and text.isdigit() and 68 <= int(text) <= 65535):
-        raise InvalidArgument(f"invalid value {text!r} for the network option {name}")
-    return int(text) if text else default

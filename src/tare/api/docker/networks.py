@@ -9,9 +9,11 @@ import msgspec
 from tare.api.docker.container_views import rfc3339
 from tare.api.docker.filters import parse_until
 from tare.api.docker.params import json_body, json_response, read_filters
-from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound, Unsupported
+from tare.errors import Forbidden, InvalidArgument, NotFound, Unsupported
 from tare.http.message import Request, Response
-from tare.networks.model import Subnet
+from tare.networks.attached import HOST_IP_OPTION, ICC_OPTION, MASQUERADE_OPTION
+from tare.networks.creation import BRIDGE_NAME_OPTION, MTU_OPTION, NewNetwork
+from tare.networks.model import DEFAULT_NETWORK, Subnet
 from tare.wire.container import EndpointSettings
 
 if TYPE_CHECKING:
@@ -89,16 +91,23 @@ class NetworkHandlers:
         ):
             if asked:
                 raise Unsupported(f"{what} are not offered")
-        if body.enable_ipv6:
-            raise Unsupported("IPv6 networks are not offered in this release: create the network without --ipv6")
+        if body.enable_ipv4 is False:
+            raise Unsupported("networks without IPv4 are not offered")
+        ipam = body.ipam or Ipam()
         network = await self._networks.create(
-            body.name,
-            driver=body.driver or "bridge",
-            subnets=_subnets(body.ipam),
-            internal=body.internal,
-            attachable=body.attachable,
-            options=body.options,
-            labels=body.labels,
+            NewNetwork(
+                name=body.name,
+                driver=body.driver or "bridge",
+                subnets=[Subnet(pool.subnet, pool.gateway, pool.ip_range, pool.auxiliary or {}) for pool in ipam.config or []],
+                ipv6=bool(body.enable_ipv6),
+                internal=body.internal,
+                attachable=body.attachable,
+                scope=body.scope or "local",
+                options=body.options or {},
+                labels=body.labels or {},
+                ipam_driver=ipam.driver or "default",
+                ipam_options=ipam.options or {},
+            )
         )
         return json_response({"Id": network.id, "Warning": ""}, 201)
 
@@ -116,24 +125,27 @@ class NetworkHandlers:
         body = await json_body(request, ConnectRequest)
         network = self._networks.get(request.params["id"]).network
         container = self._containers.get(body.container)
-        if container.record.host_config.network_mode in ("host", "none") or network.name in ("host", "none"):
-            raise Forbidden("container cannot be connected to host network - container must be created in host network mode")
+        check_connectable(container.record.host_config.network_mode, network.name)
         if network.name in container.record.networks:
             raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
-        if container.running:
-            raise Unsupported("connecting a running container is not offered in this release: stop it first, or name the network at run")
-        self._containers.set_network(container, network.name, body.endpoint_config or EndpointSettings())
+        await self._containers.connect(container, network.name, body.endpoint_config or EndpointSettings())
         return Response(status=200)
 
     async def disconnect(self, request: Request) -> Response:
         body = await json_body(request, ConnectRequest)
         network = self._networks.get(request.params["id"]).network
-        container = self._containers.get(body.container)
+        try:
+            container = self._containers.get(body.container)
+        except NotFound:
+            if not body.force:
+                raise
+            await self._networks.force_out(network.id, body.container)
+            return Response(status=200)
+        if "host" in (container.record.host_config.network_mode, network.name):
+            raise Forbidden(HOST_NETWORK)
         if network.name not in container.record.networks:
-            raise NotFound(f"container {container.id} is not connected to network {network.name}")
-        if container.running:
-            raise Conflict("disconnecting a running container is not offered in this release: stop it first")
-        self._containers.set_network(container, network.name, None)
+            raise Forbidden(f"container {container.id} is not connected to network {network.name}")
+        await self._containers.disconnect(container, network.name)
         return Response(status=200)
 
     @staticmethod
@@ -173,18 +185,29 @@ def _labelled(network: Network, text: str) -> bool:
     return key in network.labels and (not equals or network.labels[key] == value)
 
 
-def _subnets(ipam: Ipam | None) -> list[Subnet]:
-    if ipam is None:
-        return []
-    if ipam.driver not in ("", "default"):
-        raise InvalidArgument(f"ipam driver {ipam.driver!r} is not offered: only default is")
-    pools = ipam.config or []
-    if len(pools) > 1:
-        raise Unsupported("several address pools for one network are not offered in this release")
-    for pool in pools:
-        if pool.auxiliary:
-            raise Unsupported("auxiliary addresses are not offered in this release")
-    return [Subnet(pool.subnet, pool.gateway, pool.ip_range) for pool in pools]
+HOST_NETWORK = "container cannot be disconnected from host network or connected to host network"
+
+
+def check_connectable(mode: str, network: str) -> None:
+    """Refuse to connect a container that has no network namespace of its own, or that was made for none."""
+    if mode.startswith("container:"):
+        raise InvalidArgument("container sharing network namespace with another container or host cannot be connected to any other network")
+    if "host" in (mode, network):
+        raise InvalidArgument(HOST_NETWORK)
+    if "none" in (mode, network):
+        raise InvalidArgument("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+
+
+def default_bridge_options(network: Network) -> dict[str, str]:
+    """The default bridge's options, which dockerd shows though nobody gave them."""
+    return {
+        "com.docker.network.bridge.default_bridge": "true",
+        ICC_OPTION: "true",
+        MASQUERADE_OPTION: "true",
+        HOST_IP_OPTION: "0.0.0.0",
+        BRIDGE_NAME_OPTION: network.bridge,
+        MTU_OPTION: str(network.mtu),
+    }
 
 
 def network_view(view: NetworkView, *, with_containers: bool) -> dict[str, Any]:
@@ -196,14 +219,22 @@ def network_view(view: NetworkView, *, with_containers: bool) -> dict[str, Any]:
             "EndpointID": connection.endpoint_id,
             "MacAddress": connection.mac,
             "IPv4Address": connection.cidr,
-            "IPv6Address": "",
+            "IPv6Address": connection.cidr6,
         }
         for connection in (view.connections if with_containers else ())
     }
     pools = [
-        {"Subnet": pool.subnet, **({"IPRange": pool.ip_range} if pool.ip_range else {}), "Gateway": pool.gateway}
+        {
+            "Subnet": pool.subnet,
+            **({"IPRange": pool.ip_range} if pool.ip_range else {}),
+            "Gateway": pool.gateway,
+            **({"AuxiliaryAddresses": dict(pool.auxiliary)} if pool.auxiliary else {}),
+        }
         for pool in network.subnets
     ]
+    options = dict(network.options)
+    if network.name == DEFAULT_NETWORK:
+        options = default_bridge_options(network)
     return {
         "Name": network.name,
         "Id": network.id,
@@ -211,14 +242,14 @@ def network_view(view: NetworkView, *, with_containers: bool) -> dict[str, Any]:
         "Scope": network.scope,
         "Driver": "null" if network.name == "none" else network.driver,
         "EnableIPv4": True,
-        "EnableIPv6": False,
-        "IPAM": {"Driver": network.ipam_driver, "Options": dict(network.ipam_options) or None, "Config": pools or None},
+        "EnableIPv6": network.ipv6,
+        "IPAM": {"Driver": network.ipam_driver, "Options": dict(network.ipam_options) or None, "Config": pools},
         "Internal": network.internal,
         "Attachable": network.attachable,
         "Ingress": False,
         "ConfigFrom": {"Network": ""},
         "ConfigOnly": False,
         "Containers": containers,
-        "Options": dict(network.options),
+        "Options": options,
         "Labels": dict(network.labels),
     }

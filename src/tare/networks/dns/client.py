@@ -52,6 +52,10 @@ class NameServer:
         else:
             self._send({"op": "put", "container": document})
 
+    def learn(self, container_id: str, document: dict[str, Any]) -> None:
+        """Know of a container, to tell the server when it is there (``restore``)."""
+        self._documents[container_id] = document
+
     def forget(self, container_id: str) -> None:
         """A container has left its networks. Unknown ones are no error."""
         self._pids.pop(container_id, None)

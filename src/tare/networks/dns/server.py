@@ -4,8 +4,8 @@ Why a process: a busy daemon must not stall answers, and a restarted or killed o
 process per container would cost each of them megabytes.
 
 In a container the server is 127.0.0.11, port 53, as with Docker. Its sockets are opened in the container's network namespace on that
-address but on ports of the kernel's choice, so that a container may have a server of its own on port 53; two stateless rules on the loopback
-there exchange the port numbers (no connection tracking, which would cost every packet of the container).
+address but on ports of the kernel's choice, so that a container may have a server of its own on port 53; two stateless rules on the
+loopback there exchange the port numbers (no connection tracking, which would cost every packet of the container).
 
 Who says what (SOCK_SEQPACKET, ``runtime.messages``):
 
