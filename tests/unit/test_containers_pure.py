@@ -7,7 +7,8 @@ import pytest
 
 from tare.api.docker.attach import frames, parse_detach_keys
 from tare.api.docker.container_views import human_duration, rfc3339, status_text
-from tare.containers.logs import Line, padded_time, parse_time
+from tare.containers.logformats import Line
+from tare.containers.logs import padded_time, parse_time
 from tare.containers.merge import merge, merge_env
 from tare.containers.mounts import parse_bind, resolve_mounts
 from tare.containers.names import check_name, new_id, random_name

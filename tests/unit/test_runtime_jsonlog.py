@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tare.runtime.jsonlog import LINE_LIMIT, JsonLog, escape, has_long_line, rfc3339, split_long
+from tare.runtime.jsonlog import JsonLog, escape, has_long_line, rfc3339
+from tare.runtime.logfile import LINE_LIMIT, LogFile, split_long
 
 NASTY = st.text(alphabet=st.sampled_from('ab"\\<>&\t\r\n\x00\x1f\x7f\u00e9\u2028\u2029\ufffd\U0001f600')).map(str.encode)
 CHUNKS = st.lists(st.one_of(st.binary(max_size=60), NASTY, st.just(b"x" * 5000), st.just(b"y\n" * 3000)), max_size=12)
@@ -29,7 +30,7 @@ def expected(data: bytes) -> str:
 @given(chunks=CHUNKS)
 def test_records_are_the_output(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
-    log = JsonLog(str(path))
+    log = JsonLog(LogFile(str(path)))
     for chunk in chunks:
         log.write("stdout", chunk)
     log.close()
@@ -44,7 +45,7 @@ def test_records_are_the_output(tmp_path_factory: pytest.TempPathFactory, chunks
 @given(lines=st.lists(st.text(alphabet='abc<\\"é', max_size=60), max_size=60), size=st.integers(50, 4000), files=st.integers(1, 4))
 def test_rotation_keeps_whole_records_in_order(tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, files: int) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
-    log = JsonLog(str(path), size, files)
+    log = JsonLog(LogFile(str(path), size, files))
     text = "".join(line + "\n" for line in lines)
     log.write("stderr", text.encode(), 1)
     log.close()
@@ -57,7 +58,7 @@ def test_rotation_keeps_whole_records_in_order(tmp_path_factory: pytest.TempPath
 
 
 def test_exact_bytes(tmp_path: Path) -> None:
-    log = JsonLog(str(tmp_path / "log"), attributes={"b": "2", "a": "<1>"})
+    log = JsonLog(LogFile(str(tmp_path / "log")), attributes={"b": "2", "a": "<1>"})
     log.write("stdout", b'one "<&>"\t\xff\n', 1_700_000_000_120_000_000)
     log.write("stderr", b"no newline", 1_700_000_000_000_000_000)
     assert log.pending("stderr") == b"no newline"
@@ -70,7 +71,7 @@ def test_exact_bytes(tmp_path: Path) -> None:
 
 
 def test_long_lines_become_partial_records(tmp_path: Path) -> None:
-    log = JsonLog(str(tmp_path / "log"))
+    log = JsonLog(LogFile(str(tmp_path / "log")))
     text = "é" * LINE_LIMIT + "\nshort\n"
     log.write("stdout", text.encode())
     log.close()
@@ -81,18 +82,18 @@ def test_long_lines_become_partial_records(tmp_path: Path) -> None:
 
 
 def test_position_counts_whole_records(tmp_path: Path) -> None:
-    log = JsonLog(str(tmp_path / "log"))
+    log = JsonLog(LogFile(str(tmp_path / "log")))
     log.write("stdout", b"a\nb")
     inode, size = log.position()
     assert (inode, size) == ((tmp_path / "log").stat().st_ino, (tmp_path / "log").stat().st_size)
-    again = JsonLog(str(tmp_path / "log"))
+    again = JsonLog(LogFile(str(tmp_path / "log")))
     assert again.position() == (inode, size)
 
 
 def test_full_disk_loses_output_but_not_the_container() -> None:
-    log = JsonLog("/dev/full")
+    log = JsonLog(LogFile("/dev/full"))
     log.write("stdout", b"lost\n")
-    assert log.lost > 0
+    assert log.file.lost > 0
     log.close()
 
 

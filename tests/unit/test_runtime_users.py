@@ -38,7 +38,7 @@ def test_refused(user: str) -> None:
 
 def test_no_files_at_all() -> None:
     assert resolve("", (), [], []) == (0, 0, (0,), "/")
-    assert resolve("5:6", (), [], []) == (5, 6, (), "/")
+    assert resolve("5:6", (), [], []) == (5, 6, (6,), "/")
 
 
 def test_hostile_files(tmp_path: Path) -> None:

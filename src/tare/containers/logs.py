@@ -1,54 +1,37 @@
-"""Reading a container's json-file log: the past, the tail, and what is still being written.
+"""Reading a container's log: the past, the tail, and what is still being written.
 
-The keeper writes; this module only reads, so any number of readers costs the container nothing. On disk:
+The keeper writes; this module only reads, so any number of readers costs the container nothing. Files and rotation are those of
+``runtime.logfile``, what they hold is known to ``logformats``.
 
-    ID-json.log        being written
-    ID-json.log.1      rotated, the newer
-    ID-json.log.N      rotated, the oldest
-
-Rotation renames every file one number up and begins a new one. A reader holds its file open and knows it by its inode: at the end of a
-file it looks where that inode stands now; if it was moved to number k, the next file to read is number k-1. The keeper writes whole
-records only, but a read may end inside one, so the unfinished rest is carried over to the next read.
+A reader holds its file open and knows it by its inode: at the end of a file it looks where that inode stands now; if it was moved to number
+k, the next file to read is number k-1. A file that was compressed meanwhile names its former inode. The keeper writes whole records
+only, but a read may end inside one, so the unfinished rest is carried over to the next read.
 
 The reader runs on the event loop: the files are in the page cache or close to it, reads are bounded (``CHUNK``), and between
-two of them the consumer awaits its client.
+two of them the consumer awaits its client. Only compressed files are unpacked in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
+from tare.containers.logformats import FORMATS, STDERR, Line
 from tare.linux import inotify
 
 CHUNK = 256 * 1024
-_TAIL_BLOCK = 64 * 1024
-STDOUT, STDERR = 1, 2
-
-
-class LogRecord(msgspec.Struct):
-    """One record as json-file stores it."""
-
-    log: str = ""
-    stream: str = "stdout"
-    time: str = ""
-    attrs: dict[str, str] | None = None
-
-
-class Line(NamedTuple):
-    stream: int
-    data: bytes
-    time: str
-    attributes: dict[str, str] | None
+_HEADER = 64
+_TRIES = 20
+_PACKED_CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -63,9 +46,6 @@ class LogQuery:
     follow: bool = False
     end: tuple[int, int] | None = None
     """Stop at this size of the file with this inode: where a live attachment takes over."""
-
-
-_decoder = msgspec.json.Decoder(LogRecord)
 
 
 def parse_time(text: str) -> int:
@@ -84,83 +64,79 @@ def padded_time(text: str) -> str:
 class LogReader:
     """Reads one container's log files."""
 
-    def __init__(self, path: Path, max_file: int = 1) -> None:
+    def __init__(self, path: Path, max_file: int = 1, driver: str = "json-file") -> None:
         self._path = path
         self._max_file = max(1, max_file)
+        self._format = FORMATS[driver]
 
     async def read(self, query: LogQuery, ended: Awaitable[object] | None = None) -> AsyncIterator[list[Line]]:
         """Batches of lines, oldest first. With ``follow`` goes on until ``ended`` is done and all is read."""
         remaining: int | None = None
-        with self._open_at(query.tail) as state:
-            watch = _Watch(self._path.parent, ended) if query.follow and ended is not None else None
-            try:
-                while True:
-                    # Whether the writer has ended is asked before reading: what it wrote last is then surely read.
-                    last = watch is None or watch.ended
-                    for batch in self._available(state, query):
-                        if chosen := self._select(batch, query):
-                            yield chosen
-                        if state.finished:
-                            return
-                    if last:
+        state = _State()
+        watch = _Watch(self._path.parent, ended) if query.follow and ended is not None else None
+        try:
+            await self._open_at(state, query.tail)
+            while True:
+                # Whether the writer has ended is asked before reading: what it wrote last is then surely read.
+                last = watch is None or watch.ended
+                async for batch in self._available(state, query):
+                    if chosen := self._select(batch, query, state):
+                        yield chosen
+                    if state.finished:
                         return
-                    assert watch is not None
-                    if query.until:
-                        remaining = max(0, query.until - time.time_ns())
-                    await watch.wait(remaining)
-                    if query.until and time.time_ns() > query.until:
-                        return
-            finally:
-                if watch is not None:
-                    watch.close()
+                if last:
+                    return
+                assert watch is not None
+                if query.until:
+                    remaining = max(0, query.until - time.time_ns())
+                await watch.wait(remaining)
+                if query.until and time.time_ns() > query.until:
+                    return
+        finally:
+            state.close()
+            if watch is not None:
+                watch.close()
 
-    def _select(self, batch: list[bytes], query: LogQuery) -> list[Line]:
-        lines: list[Line] = []
-        for raw in batch:
-            try:
-                record = _decoder.decode(raw)
-            except msgspec.MsgspecError:
-                continue  # a record torn by a full disk or a power cut: the rest of the log is still good
-            stream = STDERR if record.stream == "stderr" else STDOUT
-            if not (query.stderr if stream == STDERR else query.stdout):
-                continue
-            if query.since or query.until:
-                at = parse_time(record.time)
-                if at < query.since or (query.until and at > query.until):
+    def _select(self, batch: list[bytes], query: LogQuery, state: _State) -> list[Line]:
+        chosen: list[Line] = []
+        for record in batch:
+            lines = self._format.lines(record)
+            if state.skip:
+                skipped = min(state.skip, len(lines))
+                state.skip -= skipped
+                lines = lines[skipped:]
+            for line in lines:
+                if not (query.stderr if line.stream == STDERR else query.stdout):
                     continue
-            lines.append(Line(stream, record.log.encode("utf-8", "surrogatepass"), record.time, record.attrs))
-        return lines
+                if query.since or query.until:
+                    at = parse_time(line.time)
+                    if at < query.since or (query.until and at > query.until):
+                        continue
+                chosen.append(line)
+        return chosen
 
     def _files(self) -> list[Path]:
         """Existing log files, the one being written first."""
         return [self._path, *(Path(f"{self._path}.{number}") for number in range(1, self._max_file))]
 
-    @contextmanager
-    def _open_at(self, tail: int | None) -> Iterator[_State]:
-        state = _State()
-        files = [path for path in self._files() if path.exists()]
-        try:
-            if tail is None:
-                state.open(files[-1] if files else self._path)
-            else:
-                self._seek_tail(state, files or [self._path], tail)
-            yield state
-        finally:
-            state.close()
-
-    def _seek_tail(self, state: _State, files: list[Path], tail: int) -> None:
+    async def _open_at(self, state: _State, tail: int | None) -> None:
+        files = [path for path in self._files() if path.exists() or _compressed(path).exists()] or [self._path]
+        if tail is None:
+            for path in reversed(files):  # the oldest may go while we look
+                if await state.open(path):
+                    return
+            return
         for index, path in enumerate(files):
-            if not state.open(path):
+            if not await state.open(path):
                 return
-            offset, found = _tail_offset(state.fd, tail)
-            state.offset = offset
+            state.offset, found, state.skip = self._format.tail(state.fd, tail)
             tail -= found
             if tail <= 0 or index == len(files) - 1:
                 return
 
-    def _available(self, state: _State, query: LogQuery) -> Iterator[list[bytes]]:
+    async def _available(self, state: _State, query: LogQuery) -> AsyncIterator[list[bytes]]:
         """What can be read now, over as many files as there are."""
-        while state.fd >= 0 or state.open(self._path):
+        while state.fd >= 0 or await state.open(self._path):
             limit = CHUNK
             if query.end is not None and state.inode == query.end[0]:
                 limit = min(limit, query.end[1] - state.offset)
@@ -170,31 +146,33 @@ class LogReader:
             data = os.pread(state.fd, limit, state.offset)
             if data:
                 state.offset += len(data)
-                lines = (state.rest + data).split(b"\n")
-                state.rest = lines.pop()
-                yield lines
-            elif not self._advance(state):
+                records, state.rest = self._format.split(state.rest + data)
+                yield records
+            elif not await self._advance(state):
                 return
 
-    def _advance(self, state: _State) -> bool:
+    async def _advance(self, state: _State) -> bool:
         """At a file's end: go on to the next newer file, if there is one."""
-        inodes: list[int] = []
-        for path in self._files():
-            try:
-                inodes.append(os.stat(path).st_ino)
-            except FileNotFoundError:
-                inodes.append(0)
-        if state.inode == inodes[0]:
-            return False
-        if state.inode in inodes:
-            number = inodes.index(state.inode) - 1
-        else:
-            number = max((at for at, inode in enumerate(inodes) if inode), default=-1)
-        if number < 0 or not inodes[number]:
-            return False
-        if os.fstat(state.fd).st_size > state.offset:
-            return True  # grew between the read and the rename
-        return state.open(self._files()[number])
+        for _ in range(_TRIES):  # the keeper may rename between our look and our open
+            found = [_identity(path) for path in self._files()]
+            present = [number for number, identity in enumerate(found) if identity is not None]
+            here = next((number for number in present if state.reads(found[number])), None)
+            number = max(present, default=-1) if here is None else here - 1
+            size = os.fstat(state.fd).st_size
+            if number < 0 or number not in present:
+                if here == 0 and size < state.offset:
+                    state.offset, state.rest = 0, b""  # a log of one file begins anew in its place
+                    return size > 0
+                return False
+            if size > state.offset:
+                return True  # grew between the read and the rename
+            following = _State()
+            if await following.open(self._files()[number]):
+                if following.reads(found[number]):
+                    state.take_over(following)
+                    return True
+                following.close()
+        return False
 
 
 class _State:
@@ -202,25 +180,52 @@ class _State:
 
     def __init__(self) -> None:
         self.fd = -1
+        self._packed = -1
+        """The compressed file that ``fd`` was unpacked from."""
         self.inode = 0
         self.offset = 0
         self.rest = b""
+        self.skip = 0
+        """Lines of the first record that are not wanted."""
         self.finished = False
 
-    def open(self, path: Path) -> bool:
+    async def open(self, path: Path) -> bool:
+        """Go on with another file, or its compressed form; False when there is neither."""
         self.close()
+        self.offset, self.rest, self.skip = 0, b"", 0
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.inode = os.fstat(self.fd).st_ino
         except FileNotFoundError:
-            return False
-        self.inode = os.fstat(self.fd).st_ino
-        self.offset, self.rest = 0, b""
+            try:
+                self._packed, self.fd = await asyncio.to_thread(_unpack, _compressed(path))
+            except FileNotFoundError:
+                return False
+            self.inode = 0
         return True
+
+    def take_over(self, other: _State) -> None:
+        """Go on at the beginning of the file that ``other`` has opened."""
+        self.close()
+        self.fd, self._packed, self.inode = other.fd, other._packed, other.inode
+        self.offset, self.rest, self.skip = 0, b"", 0
+
+    def reads(self, identity: _Identity | None) -> bool:
+        """Whether that file is the one that is being read. What we hold open keeps its inode number to itself; what
+        was freed may lend it to a newer file, therefore a compressed file that was opened as such is known by its own."""
+        if identity is None:
+            return False
+        if self._packed >= 0:
+            return identity.packed == os.fstat(self._packed).st_ino
+        return self.inode in (identity.plain, identity.original)
 
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if self._packed >= 0:
+            os.close(self._packed)
+            self._packed = -1
 
 
 class _Watch:
@@ -256,23 +261,42 @@ class _Watch:
         self._ended.cancel()
 
 
-def _tail_offset(fd: int, count: int) -> tuple[int, int]:
-    """Where the last ``count`` lines of a file begin, and how many of them there are."""
-    position = os.fstat(fd).st_size
-    if count <= 0 or position == 0:
-        return position, 0
-    found = -1  # the newline that ends the last line does not begin another
-    while position > 0:
-        size = min(_TAIL_BLOCK, position)
-        position -= size
-        block = os.pread(fd, size, position)
-        here = block.count(b"\n")
-        if found + here < count:
-            found += here
-            continue
-        at = len(block)
-        while found < count:
-            at = block.rfind(b"\n", 0, at)
-            found += 1
-        return position + at + 1, count
-    return 0, found + 1
+def _compressed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
+class _Identity(NamedTuple):
+    """Inodes that a log file goes by (0: none): as it is, compressed, and the one that it had before it was compressed."""
+
+    plain: int
+    packed: int = 0
+    original: int = 0
+
+
+def _identity(path: Path) -> _Identity | None:
+    """None when there is no such file."""
+    try:
+        return _Identity(os.stat(path).st_ino)
+    except FileNotFoundError:
+        pass
+    try:
+        with _compressed(path).open("rb") as file:
+            return _Identity(0, os.fstat(file.fileno()).st_ino, _original_inode(file.read(_HEADER)))
+    except FileNotFoundError:
+        return None
+
+
+def _original_inode(header: bytes) -> int:
+    """From the comment that the keeper writes into the gzip header."""
+    found = re.match(rb"inode=(\d+)\0", header[10:])
+    return int(found[1]) if found else -1
+
+
+def _unpack(path: Path) -> tuple[int, int]:
+    """Descriptors of a compressed file and of its content in a file without a name (owned by the caller)."""
+    with path.open("rb") as packed, tempfile.TemporaryFile(dir=path.parent) as plain:
+        engine = zlib.decompressobj(31)
+        while data := packed.read(_PACKED_CHUNK):
+            plain.write(engine.decompress(data))
+        plain.flush()
+        return os.dup(packed.fileno()), os.dup(plain.fileno())

@@ -67,14 +67,18 @@ class VethLink:
 
 @dataclass(frozen=True)
 class LogTarget:
-    """Where the keeper writes output. ``driver`` is ``json-file`` or ``none``; ``max_size`` in bytes (0: no rotation)."""
+    """Where the keeper writes output. ``driver`` is one of ``containers.logdrivers``; ``max_size`` in bytes (0: no rotation)."""
 
     driver: str
-    path: Path
+    path: Path | None
+    """The log's file; for a driver that sends output away its cache, or None."""
     max_size: int = 0
     max_file: int = 1
     attributes: Mapping[str, str] = field(default_factory=dict)
     """Labels and tags that go into each record (``attrs``), already chosen."""
+    compress: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Where to send output, for a driver that does so."""
 
 
 @dataclass

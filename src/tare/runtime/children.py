@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tare.runtime import messages
-from tare.runtime.jsonlog import JsonLog
+from tare.runtime.logfile import ContainerLog
 from tare.runtime.plan import StdioPlan
 from tare.runtime.reactor import READ, Reactor
 from tare.runtime.stdio import Stdio
@@ -68,7 +68,7 @@ class Child:
         self,
         reactor: Reactor,
         plan: StdioPlan,
-        log: JsonLog | None,
+        log: ContainerLog | None,
         on_message: Callable[[str, Child], None],
         on_started: Callable[[Child], None],
         on_failed: Callable[[Child, dict[str, Any]], None],

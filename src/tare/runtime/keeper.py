@@ -40,8 +40,8 @@ from tare.runtime.context import SetupFailed, reason
 from tare.runtime.control import Connection, ControlSocket, listen
 from tare.runtime.execs import Execs
 from tare.runtime.holder import AT_REST, Holder
-from tare.runtime.logdrivers import open_log
 from tare.runtime.links import make_links
+from tare.runtime.logdrivers import open_log
 from tare.runtime.plan import KeeperPlan
 from tare.runtime.reactor import Reactor, Timer
 from tare.runtime.report import CREATE_PREFIX, failure_text

@@ -70,13 +70,16 @@ class StdioPlan(NamedTuple):
 
 
 class LogPlan(NamedTuple):
-    """Where output is logged; driver ``json-file`` or ``none``."""
+    """Where output is logged; driver ``json-file``, ``local``, ``syslog``, ``journald`` or ``none``."""
 
     driver: str = "none"
     path: str = ""
     max_size: int = 0
     max_file: int = 1
     attributes: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default; never written to
+    compress: bool = False
+    options: dict[str, str] = {}  # noqa: RUF012
+    """What a driver that sends output away needs to know (``runtime.forwardlog``)."""
 
 
 class LinkPlan(NamedTuple):

@@ -1,6 +1,6 @@
 """The keeper's plumbing: from the container's output to the log and to attached clients, and from clients to its standard input.
 
-    container ── pipe or terminal ──► Output ──► JsonLog
+    container ── pipe or terminal ──► Output ──► ContainerLog
                                         ├──────► Attachment ──► client socket
     container ◄─ pipe or terminal ──  Input ◄── Attachment ◄── client socket
 
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tare.runtime.jsonlog import JsonLog
+from tare.runtime.logfile import ContainerLog
 from tare.runtime.reactor import HANG_UP, READ, WRITE, Reactor, Timer
 
 CHUNK = 65536
@@ -430,7 +430,7 @@ class Output:
 class Stdio:
     """All connections of one process (a container's first one, or an exec)."""
 
-    def __init__(self, reactor: Reactor, log: JsonLog | None, stdin_once: bool, tty: bool, on_ended: Callable[[], None]) -> None:
+    def __init__(self, reactor: Reactor, log: ContainerLog | None, stdin_once: bool, tty: bool, on_ended: Callable[[], None]) -> None:
         self.reactor = reactor
         self.log = log
         self.tty = tty

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from tare.api.docker.attach import MULTIPLEXED, RAW, frames
 from tare.api.docker.params import boolean
-from tare.containers.logs import Line, LogQuery, padded_time
+from tare.containers.logformats import Line
+from tare.containers.logs import LogQuery, padded_time
 from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import ClientDisconnected
 
@@ -54,7 +55,7 @@ async def stream_logs(containers: Containers, container: Container, request: Req
     stdout, stderr = boolean(request, "stdout"), boolean(request, "stderr")
     if not stdout and not stderr:
         raise InvalidArgument("Bad parameters: you must choose at least one stream")
-    if container.record.host_config.log_config.type == "none":
+    if not containers.launcher.log_settings(container.record.host_config).readable:
         raise Unsupported("configured logging driver does not support reading")
     follow = boolean(request, "follow")
     until = parse_timestamp(request.query.get("until", ""), "until")
