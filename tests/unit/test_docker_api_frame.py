@@ -18,7 +18,7 @@ from tare.api.docker.app import DockerApi, default_headers
 from tare.api.docker.errors import status_of
 from tare.api.docker.filter_parameter import Filters
 from tare.api.docker.params import boolean, integer, json_body, json_response
-from tare.api.docker.routes import Routes, add_system, plain
+from tare.api.docker.routes import Routes, add_absent, add_system, plain
 from tare.api.docker.system import SystemHandlers
 from tare.config import EngineConfig
 from tare.daemon_options import UsageError, load
@@ -44,6 +44,7 @@ class Api:
     def table(self) -> Routes:
         routes: Routes = Router()
         add_system(routes, SystemHandlers(self.engine))
+        add_absent(routes)
         routes.add("POST", "/body", plain(self._body))
         routes.add("GET", "/raise/{kind}", plain(self._raise))
         routes.add("GET", "/params", plain(self._params))
@@ -142,7 +143,7 @@ async def test_other_failures(api: Api) -> None:
     [
         (b'{"Name":', "application/json", "invalid JSON: unexpected EOF"),
         (b"{bad", "application/json", "invalid JSON: "),
-        (b'{"Tty":"yes"}', "application/json", "invalid JSON: Expected `bool`, got `str` - at `$.Tty`"),
+        (b'{"Tty":"yes"}', "application/json", "invalid JSON: json: cannot unmarshal string into Go struct field Body.Tty of type bool"),
         (b"[1]", "application/json", "invalid JSON: "),
         (b"{} {}", "application/json", "invalid JSON: unexpected content after JSON"),
         (b"", "application/json", "invalid JSON: got EOF while reading request body"),

@@ -74,7 +74,10 @@ class ImageHandlers:
         return json_response([summary(image, version) for image in images])
 
     async def inspect(self, request: Request, version: ApiVersion) -> Response:
-        return json_response(_inspect(self._images.get(request.params["name"]), self._engine.layers.name, version))
+        image = self._images.get(request.params["name"])
+        if (platform := _platform(request)) is not None:
+            self._images.check_platform(image, platform, request.params["name"])
+        return json_response(_inspect(image, self._engine.layers.name, version))
 
     async def history(self, request: Request) -> Response:
         return json_response(
@@ -98,6 +101,8 @@ class ImageHandlers:
         return Response(201)
 
     async def delete(self, request: Request) -> Response:
+        for text in request.query.all("platforms"):
+            self._images.check_platform(self._images.get(request.params["name"]), _read_platform(text), request.params["name"])
         removals = await self._images.delete(request.params["name"], boolean(request, "force"), not boolean(request, "noprune"))
         return json_response([{removal.kind: str(removal.name)} for removal in removals])
 
@@ -144,10 +149,13 @@ class ImageHandlers:
 
 
 def _platform(request: Request) -> Platform | None:
-    """The ``platform`` parameter of load and save: a JSON object (API 1.48), or text as elsewhere."""
+    """The ``platform`` parameter of load, save and inspect."""
     text = request.query.get("platform", "")
-    if not text:
-        return None
+    return _read_platform(text) if text else None
+
+
+def _read_platform(text: str) -> Platform:
+    """A platform as a JSON object (API 1.48), or as text."""
     if not text.startswith("{"):
         return Platform.parse(text)
     try:
@@ -190,7 +198,7 @@ def _inspect(image: Image, driver: str, version: ApiVersion) -> ImageInspect:
         repo_tags=[*image.tags],
         repo_digests=[*image.repo_digests],
         parent=image.parent,
-        comment=config.comment or "",
+        comment=config.comment or next((step.comment for step in reversed(config.history or ()) if step.comment), ""),
         created=image.created,
         docker_version=config.docker_version or "",
         author=config.author or "",
