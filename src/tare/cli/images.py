@@ -9,6 +9,7 @@ from tare.cli.connection import quote
 from tare.cli.context import warn
 from tare.cli.failures import CliError, Unreachable
 from tare.cli.flags import Command
+from tare.cli.platforms import platform_json
 from tare.cli.ps import FORMAT_HELP
 from tare.cli.reference import parse
 from tare.cli.tables import filters, write_rows
@@ -81,6 +82,14 @@ def _images(context: Context, options: Options) -> int:
     images = context.client.call("GET", "/images/json", {"all": options.on("all") or None, "filters": filters(given)}) or []
     images.sort(key=lambda image: -int(image.get("Created") or 0))
     full, layout = options.on("no-trunc"), options.text("format")
+    if options.on("tree"):
+        for flag in ("digests", "format", "no-trunc", "quiet"):
+            if flag in options.given:
+                raise CliError(f"--{flag} is not yet supported with --tree")
+        from tare.cli.imagetree import write
+
+        write(context.client, images)
+        return 0
     lines = list(rows(images, full=full, digests=options.on("digests")))
     if options.on("quiet") and layout in ("", "table"):
         for line in lines:
@@ -100,10 +109,11 @@ def _images(context: Context, options: Options) -> int:
 def _rmi(context: Context, options: Options) -> int:
     client = context.client
     query = {"force": options.on("force") or None, "noprune": options.on("no-prune") or None}
+    chosen = "&".join(f"platforms={quote(platform_json(text))}" for text in options.items("platform"))
     code = 0
     for name in options.operands:
         try:
-            for entry in client.call("DELETE", f"/images/{quote(name)}", query) or ():
+            for entry in client.call("DELETE", f"/images/{quote(name)}{f'?{chosen}' if chosen else ''}", query) or ():
                 if entry.get("Deleted"):
                     sys.stdout.write(f"Deleted: {entry['Deleted']}\n")
                 else:
@@ -146,6 +156,7 @@ IMAGES = Command(
         ("format", "", "string", FORMAT_HELP),
         ("no-trunc", "", "bool", "Don't truncate output"),
         ("quiet", "q", "bool", "Only show image IDs"),
+        ("tree", "", "bool", "List images as a tree, with their sizes and whether they are in use"),
     ),
     most=1,
     aliases=("image ls", "image list", "images"),
@@ -159,6 +170,7 @@ RMI = Command(
     (
         ("force", "f", "bool", "Force removal of the image"),
         ("no-prune", "", "bool", "Do not delete untagged parents"),
+        ("platform", "", "list", 'Remove only the given platform, formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")'),
     ),
     least=1,
     aliases=("image rm", "image remove", "rmi"),

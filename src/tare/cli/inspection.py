@@ -9,6 +9,7 @@ from tare.cli.context import warn
 from tare.cli.documents import encode, pretty
 from tare.cli.failures import CliError, DaemonError, Unreachable
 from tare.cli.flags import Command
+from tare.cli.platforms import platform_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ PATHS = {
 _SWARM_TYPES = ("config", "node", "secret", "service", "task")
 
 
-def find(client: Client, name: str, kind: str, *, size: bool) -> Any:
+def find(client: Client, name: str, kind: str, *, size: bool, platform: str = "") -> Any:
     """The document of one object; every kind is tried when none is given. Raises CliError."""
     bare = name.removeprefix("/") if kind in ("", "container") else name
     for candidate in [kind] if kind else PATHS:
-        query = {"size": True} if size and candidate == "container" else None
+        query: dict[str, object] = {"size": (size and candidate == "container") or None, "platform": platform}
         target = quote(bare, slash=candidate == "image")
         try:
             return client.call("GET", PATHS[candidate].format(target), query)
@@ -44,7 +45,8 @@ def find(client: Client, name: str, kind: str, *, size: bool) -> Any:
 def inspect(context: Context, options: Options, kind: str) -> int:
     """Print all that are found, report the others, 1 when there were any."""
     size = "size" in options.given and options.on("size")
-    return show(options.operands, options.text("format"), lambda name: find(context.client, name, kind, size=size))
+    platform = platform_json(options.text("platform")) if kind == "image" and "platform" in options.given else ""
+    return show(options.operands, options.text("format"), lambda name: find(context.client, name, kind, size=size, platform=platform))
 
 
 def show(names: list[str], layout: str, get: Callable[[str], Any]) -> int:
@@ -114,6 +116,10 @@ CONTAINER_INSPECT = Command(
     lambda context, options: inspect(context, options, "container"), (_FORMAT, _SIZE), least=1,
 )  # fmt: skip
 IMAGE_INSPECT = Command(
-    "image inspect", "image inspect [OPTIONS] IMAGE [IMAGE...]", "Display detailed information on one or more images",
-    lambda context, options: inspect(context, options, "image"), (_FORMAT,), least=1,
-)  # fmt: skip
+    "image inspect",
+    "image inspect [OPTIONS] IMAGE [IMAGE...]",
+    "Display detailed information on one or more images",
+    lambda context, options: inspect(context, options, "image"),
+    (_FORMAT, ("platform", "", "string", 'Inspect the given platform, formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")')),
+    least=1,
+)

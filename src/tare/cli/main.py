@@ -89,7 +89,10 @@ REFUSED = {
     "compose": "is a plugin of the docker command; docker-compose works with Tare through DOCKER_HOST",
 }
 """Docker commands without a counterpart, and why."""
-_CONTAINER_VERBS = "attach commit cp create diff exec export kill logs pause port rename restart rm run start stats stop top unpause update wait"
+_CONTAINER_VERBS = (
+    "attach commit cp create diff exec export kill logs "
+    "pause port rename restart rm run start stats stop top unpause update wait"
+)
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "builder": {},
     "checkpoint": {

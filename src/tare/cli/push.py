@@ -11,6 +11,7 @@ from tare.cli import credentials
 from tare.cli.connection import quote
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
+from tare.cli.platforms import platform_json
 from tare.cli.pull import Progress
 from tare.cli.reference import parse
 
@@ -45,7 +46,7 @@ def _push(context: Context, options: Options) -> int:
         sys.stdout.flush()
     target = f"/images/{quote(reference.familiar_name)}/push"
     headers = credentials.header(reference.domain)
-    query = {"tag": "" if every else reference.suffix}
+    query = {"tag": "" if every else reference.suffix, "platform": platform_json(options.text("platform"))}
     response = context.client.stream("POST", target, query, None, headers)
     if not quiet:
         Progress(1).show(_without_aux(response.lines()))
@@ -66,6 +67,7 @@ PUSH = Command(
     (
         ("all-tags", "a", "bool", "Push all tags of an image to the repository"),
         ("disable-content-trust", "", "bool", "Skip image signing", True),
+        ("platform", "", "string", 'Push only the given platform, formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")'),
         ("quiet", "q", "bool", "Suppress verbose output"),
     ),
     least=1,

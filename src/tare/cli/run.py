@@ -15,6 +15,7 @@ from tare.cli.attachment import ExitStatus, attach, check_terminal, default_deta
 from tare.cli.createflags import CREATE_FLAGS, CREATE_KINDS, RUN_ONLY_FLAGS
 from tare.cli.failures import CliError, DaemonError
 from tare.cli.flags import Command
+from tare.cli.platforms import check as check_platform
 from tare.cli.terminal import Handlers, size
 
 TYPE_CHECKING = False
@@ -39,7 +40,10 @@ def create(client: Client, options: Options, body: Document) -> str:
     policy = options.text("pull")
     if policy not in _PULL and policy:
         raise CliError(f'invalid pull option: \'{policy}\': must be one of "always", "missing" or "never"', 125)
-    _check_platform(options.text("platform"))
+    try:
+        check_platform(options.text("platform"))
+    except CliError as error:
+        raise CliError(f"error parsing specified platform: {error}", 125) from None
     if options.on("use-api-socket"):
         raise CliError("--use-api-socket is not supported: mount the daemon's socket with -v, and credentials with --mount", 125)
     image = options.operands[0]
@@ -69,13 +73,6 @@ def create(client: Client, options: Options, body: Document) -> str:
 
 def _lacks_image(message: str) -> bool:
     return "such image" in message.lower() or "does not match the specified platform" in message
-
-
-def _check_platform(platform: str) -> None:
-    parts = platform.split("/")
-    allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
-    if platform and (len(parts) > 3 or any(not part or part.strip(allowed) for part in parts)):
-        raise CliError(f'error parsing specified platform: "{platform}": cannot parse platform specifier: invalid argument', 125)
 
 
 def _check_cidfile(path: str) -> None:

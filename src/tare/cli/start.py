@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 def _start(context: Context, options: Options) -> int:
+    if options.text("checkpoint") and len(options.operands) > 1:
+        raise CliError("you cannot restore multiple containers at once")
     if options.on("attach") or options.on("interactive"):
         if len(options.operands) > 1:
             raise CliError("you cannot start and attach multiple containers at once")
@@ -26,7 +28,7 @@ def _start(context: Context, options: Options) -> int:
     failed = []
     for name in options.operands:
         try:
-            client.call("POST", path(name, "start"))
+            client.call("POST", path(name, "start"), _checkpoint(options))
             sys.stdout.write(name + "\n")
             sys.stdout.flush()
         except Unreachable:
@@ -37,6 +39,10 @@ def _start(context: Context, options: Options) -> int:
     if failed:
         raise CliError(f"Error: failed to start containers: {', '.join(failed)}")
     return 0
+
+
+def _checkpoint(options: Options) -> dict[str, object]:
+    return {"checkpoint": options.text("checkpoint"), "checkpoint-dir": options.text("checkpoint-dir")}
 
 
 def _attached(context: Context, options: Options) -> int:
@@ -55,7 +61,7 @@ def _attached(context: Context, options: Options) -> int:
         status = ExitStatus(client, identifier, removed=removed)
 
         def begin() -> None:
-            client.call("POST", path(identifier, "start"))
+            client.call("POST", path(identifier, "start"), _checkpoint(options))
             if tty:
                 follow_size(handlers, client, path(identifier, "resize"))
 
@@ -72,6 +78,8 @@ START = Command(
     _start,
     (
         ("attach", "a", "bool", "Attach STDOUT/STDERR and forward signals"),
+        ("checkpoint", "", "string", "Restore from this checkpoint"),
+        ("checkpoint-dir", "", "string", "Use a custom checkpoint storage directory"),
         ("detach-keys", "", "string", "Override the key sequence for detaching a container"),
         ("interactive", "i", "bool", "Attach container's STDIN"),
     ),
