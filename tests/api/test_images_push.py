@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,38 +13,16 @@ import pytest
 
 from engine_world import Daemon
 from image_builder import build_image, tar_of, write_layout
+from registry_world import docker_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
-
-PASSWORD = "$2b$05$abcdefghijklmnopqrstuuhKF09ZYWwH2zP/0fwE1X8e/Q1YNx/hO"
-""""x", as bcrypt: the only kind that the registry takes."""
 
 
 @pytest.fixture(params=["open"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A registry on loopback; with the parameter ``closed`` it wants alice's password."""
-    if shutil.which("docker-registry") is None:
-        pytest.skip("needs docker-registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    lines = ["version: 0.1", "storage:", "  filesystem:", f"    rootdirectory: {tmp_path}/registry", "http:", f"  addr: 127.0.0.1:{port}"]
-    if request.param == "closed":
-        (tmp_path / "htpasswd").write_text(f"alice:{PASSWORD}\n")
-        lines += ["auth:", "  htpasswd:", "    realm: test", f"    path: {tmp_path}/htpasswd"]
-    (tmp_path / "registry.yml").write_text("\n".join(lines) + "\n")
-    with (tmp_path / "registry.log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", tmp_path / "registry.yml"], stdout=log, stderr=log)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with docker_registry(tmp_path, closed=request.param == "closed") as address:
+        yield address
 
 
 def image_id(engine: Daemon, name: str) -> str:
