@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ORDER = ("cli_start", "containers", "start_path", "pull", "layer_index", "http_server")
+ORDER = ("cli_start", "containers", "start_path", "pull", "layer_index", "http_server", "api")
 
 
 def main() -> int:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tare.engine import Engine
     from tare.networks.model import Connection
 
+ImageNames = dict[tuple[str, str], str]
+"""What containers of one list show as their image, by the name and the image that they were made with: many have the same."""
+
 NO_CONTENT = Response(status=204)
 
 _EMPTY_OBJECT = 7
@@ -64,23 +67,28 @@ class ContainerHandlers:
         wanted = container_filter(filters, self._containers, self._engine.images)
         size = boolean(request, "size")
         items: list[dict[str, Any]] = []
+        names: ImageNames = {}
         for container in self._containers.all():
             if not (everything or container.running or "status" in filters or "exited" in filters) or not wanted(container):
                 continue
-            items.append(differences.list_item(await self._list_item(container, size), version))
+            items.append(differences.list_item(await self._list_item(container, size, names), version))
             if limit > 0 and len(items) >= limit:
                 break
         return json_response(items)
 
     async def summaries(self, version: ApiVersion) -> list[dict[str, Any]]:
         """Every container as the list shows it, with sizes."""
-        return [differences.list_item(await self._list_item(each, size=True), version) for each in self._containers.all()]
+        names: ImageNames = {}
+        return [differences.list_item(await self._list_item(each, True, names), version) for each in self._containers.all()]
 
-    async def _list_item(self, container: Container, size: bool) -> dict[str, Any]:
+    async def _list_item(self, container: Container, size: bool, names: ImageNames) -> dict[str, Any]:
         record = container.record
+        image = (record.config.image, record.image)
+        if image not in names:
+            names[image] = self._image_name(record)
         return views.list_view(
             container,
-            image_name=self._image_name(record),
+            image_name=names[image],
             connections=self._connections(record),
             mounts=self._mounts(record),
             sizes=await self._sizes(record) if size else None,
