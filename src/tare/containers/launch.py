@@ -11,18 +11,22 @@ container has them bind-mounted and a rename would leave it with the old ones.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tare.containers import logdrivers
+import msgspec
+
+from tare.containers import links, logdrivers
 from tare.containers.execs import exec_environment
+from tare.containers.links import Linked
 from tare.containers.mounting import ContainerMounts
 from tare.containers.spec import exec_process, runtime_config
-from tare.containers.task import Attachment, Launch, LogTarget, OverlayRoot, Stdio, VethLink
-from tare.errors import Conflict, InvalidArgument, Unsupported
+from tare.containers.task import Attachment, DirectoryRoot, Launch, LogTarget, OverlayRoot, Rootfs, Stdio, VethLink
+from tare.errors import Conflict, InvalidArgument, NotFound, StartFailed, TareError, Unsupported
 from tare.networks.gateway import gateways
 from tare.networks.model import Endpoint, NetworkMode, parse_mode
 from tare.networks.ports import parse_bindings, publish_all
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
     from tare.wire.container import ExecCreateRequest
 
 
+_log = logging.getLogger(__name__)
+
+
 class Launcher:
     """Builds launches, and owns what a container has on disk beside its snapshot."""
 
@@ -53,6 +60,7 @@ class Launcher:
         networks: Networks,
         mounts: ContainerMounts,
         resolve: Callable[[str], Container],
+        others: Callable[[], Iterable[Container]] = tuple,
     ) -> None:
         self._config = config
         self._layers = layers
@@ -60,6 +68,7 @@ class Launcher:
         self._networks = networks
         self.mounts = mounts
         self._resolve = resolve
+        self._others = others
 
     # -- what create asks -------------------------------------------------------------------------------------------------------------
 
@@ -87,6 +96,40 @@ class Launcher:
             raise InvalidArgument(f"--storage-opt is not supported by storage driver {self.storage_driver}")
         parse_bindings(_plain_bindings(host))
         self.log_settings(host)
+        self._check_links(host, mode)
+
+    def _check_links(self, host: HostConfig, mode: NetworkMode) -> None:
+        if host.links and mode.kind in ("host", "container"):
+            raise InvalidArgument(
+                f"conflicting options: {mode.kind} type networking can't be used with links. This would result in undefined behavior"
+            )
+        for text in host.links or ():
+            link = links.parse_link(text)
+            try:
+                self._resolve(link.target)
+            except NotFound as error:
+                # A 404 would tell clients that the image is missing.
+                raise InvalidArgument(f"could not get container for {link.target}: {error}") from None
+
+    def _linked(self, record: Record) -> list[Linked]:
+        """The containers that a start on the default bridge is linked with. Raises when one does not run."""
+        found = []
+        for link in links.links_of(record.host_config):
+            other = self._resolve(link.target)
+            address = links.address_on_bridge(self._networks.connections(other.id))
+            if not other.running or not address:
+                raise StartFailed(f"Cannot link to a non running container: /{other.name} AS /{record.name}/{link.alias}", 128)
+            found.append(Linked(link.alias, other.record, address))
+        return found
+
+    def _tell_linked(self, record: Record) -> None:
+        """Write the address of a container that has started into the files of those that are linked with it."""
+        for other in list(self._others()):
+            if other.has_task and any(link.target in (record.name, record.id) for link in links.links_of(other.record.host_config)):
+                try:
+                    self.rewrite_files(other.record)
+                except (TareError, OSError) as error:
+                    _log.warning("container %s: its links could not be brought up to date: %s", other.id, error)
 
     def log_settings(self, host: HostConfig) -> LogSettings:
         """The container's log: driver, options, files. Engine defaults apply where the container says nothing."""
@@ -111,6 +154,8 @@ class Launcher:
     def graph_driver(self, record: Record) -> dict[str, Any]:
         """``GraphDriver`` of ``inspect``: the merged directory exists only inside the container's own mount namespace."""
         path = self._snapshots.path(record.id)
+        if self._snapshots.copies:
+            return {"Name": record.driver, "Data": {"Dir": str(path / "upper")}}
         names = {"MergedDir": "merged", "UpperDir": "upper", "WorkDir": "work"}
         return {"Name": record.driver, "Data": {key: str(path / name) for key, name in names.items()}}
 
@@ -131,7 +176,7 @@ class Launcher:
         self._joined_namespaces(record, mode)  # refuses early what cannot be joined
         self.run_dir(record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self._snapshots.rootfs(record.id)
-        root = OverlayRoot(found.lower, found.upper, found.work)
+        root = OverlayRoot(found.lower, found.upper, found.work) if found.lower else DirectoryRoot(found.upper)
         try:
             connections = await self._connect(record, mode)
             self._write_files(record, mode, connections)
@@ -148,7 +193,7 @@ class Launcher:
         self,
         record: Record,
         mode: NetworkMode,
-        root: OverlayRoot,
+        root: Rootfs,
         mounts: list[dict[str, Any]],
         connections: Sequence[Connection],
         attachments: list[Attachment],
@@ -158,7 +203,7 @@ class Launcher:
         return Launch(
             id=record.id,
             config=runtime_config(
-                config,
+                self._with_links(record),
                 host,
                 container_id=record.id,
                 mounts=mounts,
@@ -183,6 +228,14 @@ class Launcher:
             init=self._init(host),
         )
 
+    def _with_links(self, record: Record) -> Config:
+        """The config with the variables of links before its own, which count more."""
+        linked = self._linked(record)
+        if not linked:
+            return record.config
+        told = links.environment(record.name, linked)
+        return msgspec.structs.replace(record.config, env=[*told, *(record.config.env or ())])
+
     async def _log_target(self, record: Record) -> LogTarget:
         log = self.log_settings(record.host_config)
         return LogTarget(
@@ -206,15 +259,16 @@ class Launcher:
             bindings = publish_all(exposed, bindings)
         first = mode.name if mode.kind == "network" else mode.kind
         connections: list[Connection] = []
-        for name in [first, *(name for name in record.networks if name != first)]:
-            settings = record.networks.get(name) or EndpointSettings()
+        wanted = {name: record.networks.get(name) or EndpointSettings() for name in dict.fromkeys((first, *record.networks))}
+        publishing = self._networks.first_for_ports({name: settings.gw_priority for name, settings in wanted.items()})
+        for name, settings in wanted.items():
             endpoint = self.endpoint(record, settings, first=not connections)
             connections.append(
                 await self._networks.connect(
                     record.id,
                     record.name,
                     network=name,
-                    bindings=() if connections else bindings,
+                    bindings=bindings if name == publishing else (),
                     exposed=exposed,
                     endpoint=endpoint,
                 )
@@ -265,12 +319,13 @@ class Launcher:
         if mode.kind == "container":
             return
         host, config = record.host_config, record.config
+        linked = self._linked(record)
         texts = self._networks.files(
             mode,
             hostname=config.hostname or os.uname().nodename,
             domainname=config.domainname,
             connections=connections,
-            extra_hosts=host.extra_hosts or (),
+            extra_hosts=[*links.hosts(linked), *(host.extra_hosts or ())],
             dns=host.dns,
             dns_search=host.dns_search,
             dns_options=host.dns_options,
@@ -352,6 +407,7 @@ class Launcher:
     def started(self, record: Record) -> None:
         """The task runs: finish what needs its links to exist."""
         self._networks.attached(record.id, record.state.pid)
+        self._tell_linked(record)
 
     async def release(self, record: Record) -> None:
         """Give back what a start acquired."""

@@ -88,7 +88,7 @@ class Containers:
         self._cgroups = detect()
         self._before: dict[str, str] = {}
         self._mounts = ContainerMounts(volumes, snapshots, events)
-        self.launcher = Launcher(config, layers, snapshots, networks, self._mounts, self.resolve)
+        self.launcher = Launcher(config, layers, snapshots, networks, self._mounts, self.resolve, self._by_id.values)
         self.lifecycle = Lifecycle(self._records, events, driver, self.launcher, self._remove_after_exit)
         self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
         self.committer = Committer(images, snapshots, self.lifecycle)
@@ -252,7 +252,11 @@ class Containers:
         made: list[str] = []
         try:
             self.launcher.make_directories(record)
-            self._snapshots.prepare(record.id, [Digest(diff_id) for diff_id in record.diff_ids])
+            diff_ids = [Digest(diff_id) for diff_id in record.diff_ids]
+            if self._snapshots.copies:
+                await asyncio.to_thread(self._snapshots.prepare, record.id, diff_ids)
+            else:
+                self._snapshots.prepare(record.id, diff_ids)
             made = self._mounts.make_volumes(record)
             container.save(self._records)
         except BaseException:

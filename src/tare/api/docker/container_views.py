@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tare.containers.links import parse_link
 from tare.containers.record import DEAD, PAUSED, RESTARTING, RUNNING, MountPoint, Record
 from tare.wire.container import EndpointSettings
 
@@ -115,20 +116,26 @@ def mount_view(point: MountPoint, source: str) -> dict[str, Any]:
     return view
 
 
-def port_bindings(connection: Connection | None) -> dict[str, list[dict[str, str]] | None]:
+def port_bindings(connections: Iterable[Connection]) -> dict[str, list[dict[str, str]] | None]:
     """``NetworkSettings.Ports``."""
-    if connection is None:
-        return {}
 
     def shown(ports: tuple[PublishedPort, ...]) -> list[dict[str, str]]:
         return [{"HostIp": port.host_ip, "HostPort": str(port.host_port)} for port in ports]
 
-    return {key: None if ports is None else shown(ports) for key, ports in sorted(connection.port_map().items())}
+    return {key: None if ports is None else shown(ports) for key, ports in sorted(_bound(connections).items())}
+
+
+def _bound(connections: Iterable[Connection]) -> dict[str, tuple[PublishedPort, ...] | None]:
+    """The exposed ports of a container and what is bound to them, whichever of its networks carries that."""
+    bound: dict[str, tuple[PublishedPort, ...] | None] = {}
+    for connection in connections:
+        for key, ports in connection.port_map().items():
+            bound[key] = ports or bound.get(key)
+    return bound
 
 
 def endpoint_view(settings: EndpointSettings, connection: Connection | None, record: Record) -> dict[str, Any]:
     """One entry of ``NetworkSettings.Networks``."""
-    live = connection is not None
     return {
         "IPAMConfig": None if settings.ipam_config is None else msgspec.to_builtins(settings.ipam_config),
         "Links": settings.links,
@@ -141,10 +148,10 @@ def endpoint_view(settings: EndpointSettings, connection: Connection | None, rec
         "Gateway": connection.gateway if connection else "",
         "IPAddress": connection.address if connection else "",
         "IPPrefixLen": connection.prefix_length if connection else 0,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "DNSNames": None if not live or record.host_config.network_mode in ("bridge", "default", "") else [record.name, record.id[:12]],
+        "IPv6Gateway": connection.gateway6 if connection else "",
+        "GlobalIPv6Address": connection.address6 if connection else "",
+        "GlobalIPv6PrefixLen": connection.prefix_length6 if connection else 0,
+        "DNSNames": list(connection.dns_names) if connection and connection.named else None,
     }
 
 
@@ -160,7 +167,7 @@ def network_settings(record: Record, connections: Mapping[str, Connection]) -> d
         "Bridge": "",
         "SandboxID": first.sandbox_id if first else "",
         "SandboxKey": f"/proc/{record.state.pid}/ns/net" if first and record.state.pid else "",
-        "Ports": port_bindings(first),
+        "Ports": port_bindings(connections.values()),
         "HairpinMode": False,
         "LinkLocalIPv6Address": "",
         "LinkLocalIPv6PrefixLen": 0,
@@ -168,11 +175,11 @@ def network_settings(record: Record, connections: Mapping[str, Connection]) -> d
         "SecondaryIPv6Addresses": None,
         "EndpointID": default.endpoint_id if default else "",
         "Gateway": default.gateway if default else "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": default.address6 if default else "",
+        "GlobalIPv6PrefixLen": default.prefix_length6 if default else 0,
         "IPAddress": default.address if default else "",
         "IPPrefixLen": default.prefix_length if default else 0,
-        "IPv6Gateway": "",
+        "IPv6Gateway": default.gateway6 if default else "",
         "MacAddress": default.mac if default else "",
         "Networks": networks,
     }
@@ -202,6 +209,9 @@ def host_config_view(record: Record) -> dict[str, Any]:
         view[name] = view[name] or []
     view["Devices"] = view["Devices"] or []
     view["Ulimits"] = view["Ulimits"] or []
+    if record.host_config.links:
+        shown = map(parse_link, record.host_config.links)
+        view["Links"] = [f"/{link.target}:/{record.name}/{link.alias}" for link in shown]
     view["LogConfig"]["Config"] = view["LogConfig"]["Config"] or {}
     return {
         key: value
@@ -271,7 +281,7 @@ def list_view(
         "ImageID": record.image,
         "Command": command_text(record),
         "Created": record.created // 1_000_000_000,
-        "Ports": list_ports(next(iter(connections.values()), None)),
+        "Ports": list_ports(connections.values()),
         "Labels": record.config.labels or {},
         "State": record.state.status,
         "Status": status_text(record, health),
@@ -294,12 +304,10 @@ def command_text(record: Record) -> str:
     return " ".join([record.path, *words])
 
 
-def list_ports(connection: Connection | None) -> list[dict[str, Any]]:
+def list_ports(connections: Iterable[Connection]) -> list[dict[str, Any]]:
     """``Ports`` of a list item: published ones with their host side, the others alone."""
-    if connection is None:
-        return []
     ports: list[dict[str, Any]] = []
-    for key, published in connection.port_map().items():
+    for key, published in _bound(connections).items():
         number, _, protocol = key.partition("/")
         if published is None:
             ports.append({"PrivatePort": int(number), "Type": protocol})
