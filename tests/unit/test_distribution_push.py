@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,11 +12,14 @@ from aiohttp import web
 
 from distribution_world import World
 from fake_registry import FakeRegistry, TokenServer, error, serving
-from image_builder import BuiltImage, build_image
+from image_builder import BuiltImage, build_image, sha256
 from tare.distribution import retry, upload
 from tare.distribution.auth import Credentials
+from tare.distribution.compress import Compression
+from tare.distribution.decompress import decompress
 from tare.distribution.progress import Progress, silent
-from tare.errors import Upstream
+from tare.errors import InvalidArgument, NotFound, Upstream
+from tare.oci.platform import Platform
 
 CHUNK = 64 << 10
 NOISE = random.Random(8).randbytes(CHUNK * 3 + 99)
@@ -195,3 +199,56 @@ async def test_a_registry_that_stays_broken(world: World, target: FakeRegistry) 
     with pytest.raises(Upstream, match="disk on fire"):
         await world.images.publisher.push(f"{target.address}/copy", "latest", None, silent)
     assert "copy:latest" not in target.manifests
+
+
+# --- another compression
+
+
+@pytest.mark.parametrize(("asked", "suffix"), [("zstd", "+zstd"), ("gzip:9", "gzip"), ("gzip", "gzip")])
+async def test_packed_anew_for_a_push(world: World, target: FakeRegistry, asked: str, suffix: str) -> None:
+    built = await pulled(world, target, docker=asked == "gzip:9")
+    compression = Compression.parse(asked)
+    await world.images.publisher.push(f"{target.address}/copy", "latest", None, silent, compression=compression)
+    raw, _ = target.manifests["copy:latest"]
+    (layer,) = json.loads(raw)["layers"]
+    assert layer["mediaType"].endswith(suffix) and json.loads(raw)["config"]["digest"] == built.image_id
+    assert sha256(b"".join(decompress([target.blobs[layer["digest"]]], "it"))) == built.diff_ids[0]
+    await push(world, target)
+    assert arrived(target, built), "without --compression an image goes out as it came"
+
+
+async def test_what_was_packed_is_kept_for_the_next_push(world: World, target: FakeRegistry) -> None:
+    await pulled(world, target)
+    manifests = []
+    for _ in range(2):
+        await world.images.publisher.push(f"{target.address}/copy", "latest", None, silent, compression=Compression("zstd"))
+        manifests.append(target.manifests["copy:latest"])
+        target.blobs.clear()
+    assert manifests[0] == manifests[1]
+
+
+async def test_platform_of_a_push(world: World, target: FakeRegistry) -> None:
+    await pulled(world, target)
+    with pytest.raises(NotFound, match="does not match the specified platform: wanted linux/s390x, actual: linux/amd64"):
+        await world.images.publisher.push(f"{target.address}/copy", "latest", None, silent, Platform.parse("linux/s390x"))
+    assert not target.requests
+
+
+@pytest.mark.parametrize("text", ["gzip", "gzip:0", "gzip:9", "zstd", "zstd:19"])
+def test_encoders_give_back_what_they_took(text: str) -> None:
+    data = NOISE + b"text " * 700_000
+    encoder = Compression.parse(text).encoder()
+    try:
+        packed = b"".join([*(encoder.write(data[start : start + 99_999]) for start in range(0, len(data), 99_999)), encoder.finish()])
+    finally:
+        encoder.close()
+    assert b"".join(decompress([packed], "it")) == data
+    empty = Compression.parse(text).encoder()
+    assert b"".join(decompress([empty.finish()], "nothing")) == b""
+    empty.close()
+
+
+@pytest.mark.parametrize("text", ["", "lzma", "zstd:0", "zstd:23", "gzip:x", "gzip:", "gzip:10"])
+def test_unknown_compressions(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="compression"):
+        Compression.parse(text)

@@ -11,8 +11,8 @@ import hashlib
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
 
+from tare.distribution.compress import Compression
 from tare.distribution.decompress import decompress
 from tare.errors import Corrupt, NotFound, ResourceExhausted
 from tare.oci.digest import Digest
@@ -20,8 +20,6 @@ from tare.store.content import ContentStore
 from tare.store.layers.driver import LayerDriver
 
 CHUNK = 1 << 20
-_LEVEL = 2
-"""isal's level: within a few percent of its best at several times the speed."""
 
 
 def check(layers: LayerDriver, diff_id: Digest, blob: Digest | None) -> None:
@@ -58,23 +56,20 @@ class Packer:
     End it with ``commit`` (after pinning ``digest``) or ``abort``; as a context manager it aborts when left without a commit.
     """
 
-    def __init__(self, content: ContentStore) -> None:
-        from isal import isal_zlib
-
+    def __init__(self, content: ContentStore, compression: Compression = Compression()) -> None:  # noqa: B008 - immutable
         self._content = content
         self._path = content.scratch()
         self._hasher = hashlib.sha256(usedforsecurity=False)
         self.size = 0
-        # A gzip header without time and name: the same tar gives the same blob.
-        self._encoder: Any = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, 31)
+        self._encoder = compression.encoder()
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, chunk: bytes) -> None:
-        self._put(self._encoder.compress(chunk))
+        self._put(self._encoder.write(chunk))
 
     def finish(self) -> Packed:
         """Everything was written: what came out."""
-        self._put(self._encoder.flush())
+        self._put(self._encoder.finish())
         return Packed(Digest.sha256(self._hasher.hexdigest()), self.size, self)
 
     def commit(self, digest: Digest) -> None:
@@ -92,6 +87,7 @@ class Packer:
 
     def _close(self) -> None:
         if self._file >= 0:
+            self._encoder.close()
             os.close(self._file)
             self._file = -1
 
@@ -116,11 +112,18 @@ class Packed:
     packer: Packer
 
 
-def pack(layers: LayerDriver, content: ContentStore, diff_id: Digest, stopped: Callable[[], bool] = lambda: False) -> Packed:
-    """Compress a layer's kept tar. Give the result to ``Packer.commit`` or ``Packer.abort``."""
-    packer = Packer(content)
+def pack(
+    layers: LayerDriver,
+    content: ContentStore,
+    diff_id: Digest,
+    stopped: Callable[[], bool] = lambda: False,
+    compression: Compression = Compression(),  # noqa: B008 - immutable
+    blob: Digest | None = None,
+) -> Packed:
+    """Compress a layer's tar; ``blob`` is a form of it that the content store has. Give the result to ``Packer.commit`` or ``abort``."""
+    packer = Packer(content, compression)
     try:
-        for chunk in plain(layers, content, diff_id, None):
+        for chunk in plain(layers, content, diff_id, blob):
             if stopped():
                 raise InterruptedError("the push was given up")
             packer.write(chunk)

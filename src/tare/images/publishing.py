@@ -14,15 +14,17 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 
 from tare.distribution.auth import Credentials
+from tare.distribution.compress import Compression
 from tare.distribution.progress import Progress, Report
 from tare.distribution.push import LayerToPush, Push
 from tare.distribution.registry import Registry
 from tare.distribution.sharing import SharedTasks
-from tare.errors import InvalidArgument, MissingCredentials, NotFound
+from tare.errors import InvalidArgument, MissingCredentials, NotFound, TareError
 from tare.events import EventBus
 from tare.images.garbage import Garbage, Pins
 from tare.images.image import ImageRecord
@@ -31,6 +33,7 @@ from tare.images.names import Names
 from tare.oci import media_types
 from tare.oci.digest import Digest
 from tare.oci.image import Descriptor, Manifest, parse_config, parse_manifest
+from tare.oci.platform import Platform
 from tare.oci.reference import Reference
 from tare.store.content import ContentStore
 from tare.store.layers.driver import LayerDriver
@@ -70,6 +73,20 @@ def manifest_of(content: ContentStore, record: ImageRecord) -> Manifest | None:
     return found if isinstance(found, Manifest) and len(found.layers) == len(record.diff_ids) else None
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What holds for all layers of one push."""
+
+    target: Reference
+    kind: str
+    blobs: Blobs
+    pins: Pins
+    compression: Compression | None
+
+    def takes(self, blob: Descriptor) -> bool:
+        return self.compression is None or _packed_as(blob, self.compression)
+
+
 class Publisher:
     """Pushes images of one engine."""
 
@@ -92,8 +109,19 @@ class Publisher:
         self._events = events
         self._packing: SharedTasks[Descriptor] = SharedTasks()
 
-    async def push(self, name: str, tag: str, credentials: Credentials | None, report: Report) -> None:
+    async def push(
+        self,
+        name: str,
+        tag: str,
+        credentials: Credentials | None,
+        report: Report,
+        platform: Platform | None = None,
+        compression: Compression | None = None,
+    ) -> None:
         """Push ``name:tag``, or every tag of ``name`` when neither says one. ``report`` gets Docker's messages.
+
+        An image that is not for a given ``platform`` is refused. With a ``compression`` the layers that have another are packed anew,
+        and the manifest that goes out is not the image's own.
 
         Raises ``NotFound`` ("An image does not exist locally with the tag: x") and what the registry's refusal means.
         """
@@ -104,6 +132,8 @@ class Publisher:
             raise InvalidArgument("cannot push a digest reference")
         report(Progress(f"The push refers to repository [{reference.name}]"))
         images = self._wanted(reference)
+        for target, image_id in images.items() if platform else ():
+            self._check_platform(target, image_id, platform)
         blobs = Blobs(self._content, self._metadata, self._names)
         sources = {
             source
@@ -115,7 +145,7 @@ class Publisher:
         try:
             for target, image_id in images.items():
                 async with self._garbage.pins() as pins:
-                    await self._push(push, target, image_id, blobs, pins)
+                    await self._push(push, target, image_id, blobs, pins, compression)
         except MissingCredentials:
             raise MissingCredentials("no basic auth credentials") from None
 
@@ -135,49 +165,80 @@ class Publisher:
             raise NotFound(f"tag does not exist: {reference.familiar()}")
         return {reference: own[reference]}
 
-    async def _push(self, push: Push, target: Reference, image_id: str, blobs: Blobs, pins: Pins) -> None:
+    def _check_platform(self, target: Reference, image_id: str, platform: Platform | None) -> None:
+        actual = parse_config(self._content.read(Digest.parse(image_id))).platform()
+        if platform is not None and not platform.runs(actual):
+            raise NotFound(
+                f"image with reference {target.familiar()} was found but does not match the specified platform: "
+                f"wanted {platform}, actual: {actual}"
+            )
+
+    async def _push(self, push: Push, target: Reference, image_id: str, blobs: Blobs, pins: Pins, compression: Compression | None) -> None:
         record = self._need(image_id)
         diff_ids = [Digest.parse(diff_id) for diff_id in record.diff_ids]
         await pins.add([Digest.parse(digest) for digest in (image_id, *record.documents, *record.blobs, *record.diff_ids)])
-        original = manifest_of(self._content, record)
-        kind = original.media_type if original else media_types.DOCKER_MANIFEST
-        work = [
-            self._layer(diff_id, original.layers[number] if original else None, target, kind, blobs, pins)
-            for number, diff_id in enumerate(diff_ids)
-        ]
+        own = manifest_of(self._content, record)
+        kind = own.media_type if own else media_types.DOCKER_MANIFEST
+        original = own
+        if compression is not None and not (own and all(_packed_as(layer, compression) for layer in own.layers)):
+            original = self._packed_before(record, compression)
+            kind = media_types.OCI_MANIFEST if compression.name == "zstd" else kind
+        choice = _Choice(target, kind, blobs, pins, compression)
+        bases = original or own
+        work = [self._layer(diff_id, bases.layers[number] if bases else None, choice) for number, diff_id in enumerate(diff_ids)]
         sent = await push.layers(work)
         config = Digest.parse(image_id)
         await push.config(config)
         layers = [sent[diff_id] for diff_id in diff_ids]
-        if original is not None and [layer.digest for layer in layers] == [layer.digest for layer in original.layers]:
-            raw = await asyncio.to_thread(self._content.read, Digest.parse(record.manifest))
+        if own is not None and [layer.digest for layer in layers] == [layer.digest for layer in own.layers]:
+            raw, kind = await asyncio.to_thread(self._content.read, Digest.parse(record.manifest)), own.media_type
         else:
             raw = write_manifest(kind, config, self._content.size(config), layers)
             await pins.add([Digest.of(raw)])
             await asyncio.to_thread(self._content.put, raw)
         assert target.tag is not None
         digest = await push.manifest(target.tag, raw, kind)
-        self._record(image_id, target, digest, layers)
+        self._record(image_id, target, digest, layers, becomes_own=own is None or compression is None)
 
-    def _layer(self, diff_id: Digest, original: Descriptor | None, target: Reference, kind: str, blobs: Blobs, pins: Pins) -> LayerToPush:
+    def _packed_before(self, record: ImageRecord, compression: Compression) -> Manifest | None:
+        """A manifest that an earlier push with this compression wrote, if its blobs are still here."""
+        for document in record.documents:
+            digest = Digest.parse(document)
+            if not self._content.has(digest):
+                continue
+            with suppress(TareError):
+                found = parse_manifest(self._content.read(digest))
+                if not isinstance(found, Manifest) or len(found.layers) != len(record.diff_ids):
+                    continue
+                if all(_packed_as(layer, compression) and self._content.has(layer.digest) for layer in found.layers):
+                    return found
+        return None
+
+    def _layer(self, diff_id: Digest, original: Descriptor | None, choice: _Choice) -> LayerToPush:
+        blobs, pins = choice.blobs, choice.pins
+
         async def packed() -> Descriptor:
             known = blobs.by_layer.get(diff_id)
-            if known is not None:
+            if known is not None and choice.takes(known):
                 await pins.add([known.digest])
                 if self._content.has(known.digest):
-                    return _retyped(known, kind)
-            made = await self._packing.run(diff_id, lambda _: self._pack(diff_id, pins), lambda _: None)
+                    return _retyped(known, choice.kind)
+            source = original.digest if original is not None and self._content.has(original.digest) else None
+            compression = choice.compression or Compression()
+            key = (diff_id, compression)
+            made = await self._packing.run(key, lambda _: self._pack(diff_id, pins, compression, source), lambda _: None)
             await pins.add([made.digest])
-            return _retyped(made, kind)
+            return _retyped(made, choice.kind)
 
-        original = original or blobs.by_layer.get(diff_id)
-        if original is not None:
-            original = _retyped(original, kind)
-        return LayerToPush(diff_id, original, blobs.sources(original.digest, target) if original else (), packed)
+        found = original or blobs.by_layer.get(diff_id)
+        if found is None or not choice.takes(found):
+            return LayerToPush(diff_id, None, (), packed)
+        found = _retyped(found, choice.kind)
+        return LayerToPush(diff_id, found, blobs.sources(found.digest, choice.target), packed)
 
-    async def _pack(self, diff_id: Digest, pins: Pins) -> Descriptor:
+    async def _pack(self, diff_id: Digest, pins: Pins, compression: Compression, source: Digest | None) -> Descriptor:
         stop = threading.Event()
-        work = asyncio.create_task(asyncio.to_thread(pack, self._layers, self._content, diff_id, stop.is_set))
+        work = asyncio.create_task(asyncio.to_thread(pack, self._layers, self._content, diff_id, stop.is_set, compression, source))
         try:
             made = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -191,15 +252,15 @@ class Publisher:
         except BaseException:
             made.packer.abort()
             raise
-        return Descriptor(media_types.DOCKER_LAYER_GZIP, made.digest, made.size)
+        return Descriptor(_LAYER_TYPES[compression.name], made.digest, made.size)
 
-    def _record(self, image_id: str, target: Reference, digest: Digest, layers: Sequence[Descriptor]) -> None:
+    def _record(self, image_id: str, target: Reference, digest: Digest, layers: Sequence[Descriptor], *, becomes_own: bool) -> None:
         """Remember manifest and blobs, and what the registry calls the image now."""
         record = self._need(image_id)
         kept = [str(layer.digest) for layer in layers if self._content.has(layer.digest)]
         record = msgspec.structs.replace(
             record,
-            manifest=str(digest),
+            manifest=str(digest) if becomes_own else record.manifest,
             documents=list(dict.fromkeys([*record.documents, str(digest), image_id])),
             blobs=list(dict.fromkeys([*kept, *record.blobs])),
         )
@@ -243,6 +304,14 @@ _COUNTERPARTS = (
     (media_types.DOCKER_LAYER_ZSTD, media_types.OCI_LAYER_ZSTD),
     (media_types.DOCKER_LAYER, media_types.OCI_LAYER),
 )
+
+
+_LAYER_TYPES = {"gzip": media_types.DOCKER_LAYER_GZIP, "zstd": media_types.OCI_LAYER_ZSTD}
+
+
+def _packed_as(layer: Descriptor, compression: Compression) -> bool:
+    """Whether a blob will do for a wanted compression. Nobody can see a level, so a wanted one is packed anew."""
+    return compression.level is None and layer.media_type.endswith((f"+{compression.name}", f".{compression.name}"))
 
 
 def _retyped(blob: Descriptor, kind: str) -> Descriptor:

@@ -11,8 +11,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from tare.api.docker.params import json_body, json_response
+from tare.api.docker.platforms import platform_parameter
 from tare.api.docker.progress import ProgressFeed, follow
 from tare.distribution.auth import Credentials
+from tare.distribution.compress import Compression
 from tare.errors import InvalidArgument
 from tare.http.message import Request, Response
 from tare.oci.platform import Platform
@@ -62,11 +64,15 @@ class RegistryHandlers:
             await follow(request, one, feed)
 
     async def push(self, request: Request) -> None:
+        """``platform`` as in API 1.46; ``compression`` (``zstd``, ``gzip:9``) is our own."""
         credentials = _credentials(request)
         await request.read()
         feed = ProgressFeed()
         name, tag = request.params["name"], request.query.get("tag", "")
-        work = asyncio.create_task(self._images.publisher.push(name, tag, credentials, feed.report))
+        platform = platform_parameter(request)
+        packing = request.query.get("compression", "")
+        compression = Compression.parse(packing) if packing else None
+        work = asyncio.create_task(self._images.publisher.push(name, tag, credentials, feed.report, platform, compression))
         await follow(request, work, feed)
 
 
