@@ -66,6 +66,7 @@ RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_ISOLATED = 33
 IFLA_BR_STP_STATE = 5
 IFLA_BR_VLAN_FILTERING = 7
 VETH_INFO_PEER = 1
@@ -104,6 +105,8 @@ RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 
 IFNAMSIZ = 16
+ISOLATED = "isolated"
+"""The mode of a veth whose bridge port is isolated."""
 DUMP_ATTEMPTS = 5
 
 _IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
@@ -359,12 +362,6 @@ class Route:
         payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, kind), nl.nested(IFLA_INFO_DATA, data))
         self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
 
-    def add_dummy(self, name: str, *, mtu: int = 0) -> None:
-        """Create a link that leads nowhere."""
-        payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + _shape("", mtu)
-        payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, "dummy"))
-        self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
-
     def add_vxlan(self, name: str, number: int, peer: str, port: int, *, local: str = "", mtu: int = 0) -> None:
         """Create a VXLAN link to one peer (RFC 7348): Ethernet frames in UDP."""
         family, packed = _packed(peer)
@@ -406,6 +403,12 @@ class Route:
         payload = _IFINFO.pack(socket.AF_BRIDGE, 0, index, 0, 0)
         payload += nl.nested(IFLA_PROTINFO, nl.attribute_u8(IFLA_BRPORT_MODE, int(on)))
         self._request(RTM_SETLINK, 0, payload, _named(index))
+
+    def isolate(self, name: str) -> None:
+        """Let a port of a bridge talk with the bridge itself only, not with other isolated ports."""
+        payload = _IFINFO.pack(socket.AF_BRIDGE, 0, self._index(name), 0, 0)
+        payload += nl.nested(IFLA_PROTINFO, nl.attribute_u8(IFLA_BRPORT_ISOLATED, 1))
+        self._request(RTM_SETLINK, 0, payload, name)
 
     def delete_link(self, index: int) -> None:
         """Delete a link (of a veth pair: both ends). Slow: the kernel waits until nobody uses it."""

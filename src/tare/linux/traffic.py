@@ -1,8 +1,8 @@
-"""Traffic control through rtnetlink: a token bucket for what a link sends, a policer for what it receives.
+"""Traffic control through rtnetlink: a token bucket for what a link sends.
 
-Both are set as a whole and replace what was there. Rates in bytes per second (below 2^32: the 64-bit attributes are not used).
+It replaces what was there. Rates in bytes per second (below 2^32: the 64-bit attributes are not used).
 
-Followed: tc(8), tc-tbf(8), tc-police(8), linux/pkt_sched.h, linux/pkt_cls.h.
+Followed: tc(8), tc-tbf(8), linux/pkt_sched.h.
 """
 
 from __future__ import annotations
@@ -16,21 +16,12 @@ from tare.linux import netlink_message as nl
 from tare.linux.netlink import Route
 
 RTM_NEWQDISC = 36
-RTM_NEWTFILTER = 44
 TC_H_ROOT = 0xFFFFFFFF
-TC_H_INGRESS = 0xFFFFFFF1
 TCA_KIND = 1
 TCA_OPTIONS = 2
 TCA_TBF_PARMS = 1
 TCA_TBF_RTAB = 2
 TCA_TBF_BURST = 6
-TCA_MATCHALL_ACT = 2
-TCA_ACT_KIND = 1
-TCA_ACT_OPTIONS = 2
-TCA_POLICE_TBF = 1
-TCA_POLICE_RATE = 2
-TC_POLICE_SHOT = 2
-ETH_P_ALL = 0x0003
 
 _TCMSG = struct.Struct("=BxHiIII")
 _RATESPEC = struct.Struct("=BBHhHI")
@@ -59,27 +50,6 @@ class Traffic(Route):
         payload = _TCMSG.pack(0, 0, index, 1 << 16, TC_H_ROOT, 0)
         payload += nl.attribute_text(TCA_KIND, "tbf") + nl.nested(TCA_OPTIONS, options)
         self._request(RTM_NEWQDISC, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, payload, "tbf")
-
-    def police(self, index: int, rate: int) -> None:
-        """Drop what is received above ``rate`` bytes per second."""
-        if not rate:
-            return
-        payload = _TCMSG.pack(0, 0, index, 0xFFFF0000, TC_H_INGRESS, 0) + nl.attribute_text(TCA_KIND, "ingress")
-        try:
-            self._request(RTM_NEWQDISC, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, "ingress")
-        except OSError as error:
-            if error.errno != errno.EEXIST:
-                raise
-        burst = max(rate // 10, 65536 * 2)
-        spec, table, ticks = self._rate(rate, burst)
-        police = (
-            struct.pack("=IiIII", 0, TC_POLICE_SHOT, 0, ticks, 0) + spec + _RATESPEC.pack(0, 0, 0, 0, 0, 0) + struct.pack("=iiI", 0, 0, 0)
-        )
-        options = nl.attribute(TCA_POLICE_TBF, police) + nl.attribute(TCA_POLICE_RATE, table)
-        action = nl.attribute_text(TCA_ACT_KIND, "police") + nl.nested(TCA_ACT_OPTIONS, options)
-        payload = _TCMSG.pack(0, 0, index, 1, 0xFFFF0000, 1 << 16 | int.from_bytes(struct.pack("!H", ETH_P_ALL), "little"))
-        payload += nl.attribute_text(TCA_KIND, "matchall") + nl.nested(TCA_OPTIONS, nl.nested(TCA_MATCHALL_ACT, nl.nested(1, action)))
-        self._request(RTM_NEWTFILTER, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, payload, "police")
 
     @staticmethod
     def _rate(rate: int, burst: int) -> tuple[bytes, bytes, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 from tare.errors import InvalidArgument, ResourceExhausted
-from tare.linux.netlink import Route
+from tare.linux.netlink import ISOLATED, Route
 from tare.linux.nft import Nftables
 from tare.networks import bridge as kernel
 from tare.networks import parent, vxlan
@@ -46,6 +46,13 @@ class AttachedNetwork:
             rules = Rules(network.internal, _switched(network, MASQUERADE_OPTION), _switched(network, ICC_OPTION))
             self.firewall = Firewall(nft, network.bridge, [subnet.subnet for subnet in network.subnets], rules)
 
+    @property
+    def link_mode(self) -> str:
+        """The mode of a container's link: that of a macvlan or ipvlan; ``isolated`` for a bridge whose containers must not talk."""
+        if self.network.driver != "bridge":
+            return parent.mode_of(self.network)
+        return "" if _switched(self.network, ICC_OPTION) else ISOLATED
+
     # Addresses
 
     def allocate(self, wanted: Address | None, *, ipv6: bool) -> tuple[Address, int, str] | None:
@@ -69,10 +76,12 @@ class AttachedNetwork:
     def _refuse(self, wanted: Address) -> None:
         if not any(subnet.given for subnet in self.network.subnets):
             raise InvalidArgument(
-                "invalid endpoint settings:\n"
+                f"invalid config for network {self.network.name}: invalid endpoint settings:\n"
                 "user specified IP address is supported only when connecting to networks with user configured subnets"
             )
-        raise InvalidArgument(f"invalid endpoint settings:\nno configured subnet contains IP address {wanted}")
+        raise InvalidArgument(
+            f"invalid config for network {self.network.name}: invalid endpoint settings:\nno configured subnet contains IP address {wanted}"
+        )
 
     def release(self, address: str) -> None:
         """Give an address back; an empty one is none."""
@@ -129,6 +138,17 @@ class AttachedNetwork:
             warning = self.firewall.open_forward()
             warnings += [warning] if warning else []
         return warnings
+
+    def look(self) -> list[str]:
+        """Put rules back that somebody took away. Blocking; returns warnings."""
+        if self.firewall is None or self.failure:
+            return []
+        warnings = []
+        if not self.firewall.intact():
+            self.firewall.apply(self.redirects())
+            warnings.append(f"packet rules of network {self.network.name} were removed by somebody: put back")
+        warning = self.firewall.open_forward()
+        return [*warnings, warning] if warning else warnings
 
     def take_down(self) -> None:
         """Remove rules, link (if it is ours) and claim. Blocking."""

@@ -1,8 +1,7 @@
-"""Limits of a container's bandwidth: a token bucket on each direction of its veth, at the host's end where the container cannot take it
-off.
+"""Limits of a container's bandwidth: a token bucket (tc-tbf(8)) at either end of its veth, each for what that end sends.
 
-``10mbit`` limits both directions, ``10mbit/2mbit`` what the container receives and what it sends. Receiving is shaped (tc-tbf(8)):
-packets wait. Sending is policed: packets above the rate are dropped, since there is nowhere to wait at the entrance of a link.
+``10mbit`` limits both directions, ``10mbit/2mbit`` what the container receives and what it sends. The first is out of the container's
+reach; the second is in its network namespace, where only a container with CAP_NET_ADMIN, which none has by default, could lift it.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import re
 
 from tare.errors import InvalidArgument
-from tare.linux.netlink import Route
 from tare.linux.traffic import Traffic
+from tare.networks.live import Namespace, inside
 from tare.networks.model import Connection
 
 _RATE = re.compile(r"([0-9]{1,12})(bit|kbit|mbit|gbit|bps|kbps|mbps|gbps)?", re.IGNORECASE)
@@ -33,13 +32,16 @@ def _rate(word: str, text: str) -> int:
     return int(match[1]) * _UNITS[(match[2] or "bit").lower()] // 8
 
 
-def apply(connection: Connection) -> None:
-    """Put a connection's limits in place. Blocking; raises OSError where the kernel cannot."""
+def apply(connection: Connection, pid: int) -> None:
+    """Put a connection's limits in place; ``pid`` is a process in the container. Blocking; raises OSError where the kernel cannot."""
     receive, send = parse_bandwidth(connection.bandwidth)
-    with Route() as route:
-        link = route.link(connection.host_link)
-    if link is None or not connection.bandwidth:
-        return
+    _shape(connection.host_link, receive)
+    with Namespace(pid) as namespace:
+        inside(namespace.fd, lambda: _shape(connection.interface, send))
+
+
+def _shape(name: str, rate: int) -> None:
     with Traffic() as traffic:
-        traffic.shape(link.index, receive)
-        traffic.police(link.index, send)
+        link = traffic.link(name)
+        if link is not None:
+            traffic.shape(link.index, rate)

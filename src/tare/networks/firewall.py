@@ -64,8 +64,9 @@ table {ip} {table} {{
     {internal}
     oifname != "{bridge}" accept
     ct state established,related accept
-    iifname "{bridge}" accept
     ct status dnat accept
+    {separate}
+    iifname "{bridge}" accept
     drop
   }}
   chain nat_postrouting {{
@@ -85,7 +86,8 @@ class Rules:
     internal: bool = False
     masquerade: bool = True
     icc: bool = True
-    """Whether containers of the network may talk to each other."""
+    """Whether containers of the network may talk to each other. Frames between two ports of a bridge do not pass these rules (unless
+    br_netfilter is there): what keeps them apart is that the ports are *isolated* (``AttachedNetwork.link_mode``)."""
 
 
 RULES = Rules()
@@ -142,20 +144,10 @@ def ruleset(table: str, bridge: str, subnets: Sequence[str], redirects: Iterable
             any=_initial(elements["ports_any"]),
             at=_initial(elements["ports_at"]),
             internal=closed if rules.internal else "",
+            separate="" if rules.icc else f'iifname "{bridge}" oifname "{bridge}" drop',
             masquerade=outgoing if rules.masquerade and not rules.internal else "",
         )
-    return text + _separation(table, bridge, rules)
-
-
-def _separation(table: str, bridge: str, rules: Rules) -> str:
-    """Where containers must not talk to each other, frames between the bridge's ports are dropped: these do not pass the IP rules (unless
-    br_netfilter is there)."""
-    if rules.icc:
-        return ""
-    return (
-        f"add table bridge {table}\ndelete table bridge {table}\ntable bridge {table} {{\n  chain forward {{\n"
-        f'    type filter hook forward priority 0; policy accept;\n    meta ibrname "{bridge}" drop\n  }}\n}}\n'
-    )
+    return text
 
 
 def _initial(elements: list[str]) -> str:
@@ -208,13 +200,12 @@ class Firewall:
         return True
 
     def intact(self) -> bool:
-        """Whether the table is there."""
-        return self._try(f"list chain ip {self.table} published")
+        """Whether the table is there, with its rules."""
+        return bool(self._nft_objects(f"list chain ip {self.table} forward", "rule"))
 
     def remove(self) -> None:
         """Take the tables and what ``open_forward`` added away. Idempotent."""
-        families = ("ip", "ip6") if self._rules.icc else ("ip", "ip6", "bridge")
-        self._nft.run("".join(f"add table {family} {self.table}\ndelete table {family} {self.table}\n" for family in families))
+        self._nft.run("".join(f"add table {family} {self.table}\ndelete table {family} {self.table}\n" for family in ("ip", "ip6")))
         for rule in self._forward_rules():
             self._nft.run(f"delete rule ip filter FORWARD handle {rule['handle']}\n")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from tare.linux import namespaces
-from tare.linux.netlink import Route
+from tare.linux.netlink import ISOLATED, Route
 from tare.networks.model import Connection
 
 T = TypeVar("T")
@@ -60,6 +60,8 @@ class Namespace:
             name, mtu = connection.interface, connection.mtu
             if connection.kind == "veth":
                 route.add_veth(connection.host_link, name, peer_ns_fd=self.fd, master_index=bridge.index, peer_mac=connection.mac, mtu=mtu)
+                if connection.mode == ISOLATED:
+                    route.isolate(connection.host_link)
             else:
                 route.add_sub_link(connection.kind, name, bridge.index, connection.mode, ns_fd=self.fd, mac=connection.mac, mtu=mtu)
         try:

@@ -1,7 +1,7 @@
 """Networks whose links hang on a link of the host instead of a bridge of ours: macvlan and ipvlan.
 
-The parent is the user's (``-o parent=eth0``), or, without one, a dummy link of ours named after the network, on which containers reach each
-other and nothing else.
+The parent is the user's (``-o parent=eth0``), or, without one, an empty bridge of ours named after the network, on which containers reach
+each other and nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def mode_of(network: Network) -> str:
 
 
 def own_parent(network_id: str) -> str:
-    """The name of the dummy link that stands in for a parent."""
+    """The name of the link that stands in for a parent."""
     return f"dm-{network_id[:12]}"
 
 
@@ -61,7 +61,7 @@ def bring_up(route: Route, network: Network) -> None:
     """See to it that the parent exists and is up."""
     link = route.link(network.parent)
     if link is None and network.parent == own_parent(network.id):
-        route.add_dummy(network.parent, mtu=network.mtu)
+        route.add_bridge(network.parent, mtu=network.mtu)
         link = route.link(network.parent)
     if link is None:
         raise InvalidArgument(f"-o parent interface was not found on the host: {network.parent}")

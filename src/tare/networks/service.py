@@ -32,6 +32,7 @@ from pathlib import Path
 from tare.config import EngineConfig
 from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound, ResourceExhausted, TareError, Unsupported
 from tare.events import EventBus
+from tare.linux.conntrack import forget_udp
 from tare.linux.netlink import Route
 from tare.linux.nft import Nftables
 from tare.networks import bandwidth, files, names, parent
@@ -56,6 +57,7 @@ from tare.networks.model import (
 from tare.networks.placement import HOST_RESOLV_CONF, host_resolv_conf, place_default_bridge, place_subnets, read_text
 from tare.networks.ports import HostPorts, PortBinding, PublishedPort
 from tare.networks.records import NetworkRecords
+from tare.networks.watch import Watch
 from tare.store.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Networks:
         self._pids: dict[str, int] = {}
         """Inits of the containers that run."""
         self._name_server = NameServer(config.exec_root)
+        self._watch = Watch(self._look_at_rules)
         self._ports = HostPorts()
         self._nft: Nftables | None = None
         self._failure: TareError | None = None
@@ -104,9 +107,14 @@ class Networks:
                 self._adopt(connection)
             for attached in self._attached.values():
                 await self._bring_up(attached)
+            try:
+                self._watch.start()
+            except OSError as error:
+                self._warn(f"changes of packet rules by others are not noticed: {error.strerror or error}")
 
     async def close(self) -> None:
         """Let go of host ports and claims. Containers that run keep their network; where none runs, bridge and rules go."""
+        await self._watch.close()
         await self.remove_kernel_state()
         async with self._lock:
             self._name_server.close()
@@ -150,6 +158,13 @@ class Networks:
         for container_id, pid in list(self._pids.items()):
             await self._repair_links(container_id, pid)
             self.attached(container_id, pid)
+
+    async def _look_at_rules(self) -> None:
+        """Somebody else has changed packet rules."""
+        async with self._lock:
+            for attached in self._attached.values():
+                for warning in await asyncio.to_thread(attached.look):
+                    log.warning("%s", warning)
 
     async def _repair_links(self, container_id: str, pid: int) -> None:
         connections = [c for c in self.connections(container_id) if c.host_link]
@@ -229,12 +244,12 @@ class Networks:
             except OSError as error:
                 self._warn(f"container {container_id[:12]} does not reach its own published ports: {error.strerror or error}")
         for connection in connections:
-            self._limit(connection)
+            self._limit(connection, pid)
 
-    def _limit(self, connection: Connection) -> None:
+    def _limit(self, connection: Connection, pid: int) -> None:
         try:
-            if connection.bandwidth:
-                bandwidth.apply(connection)
+            if connection.bandwidth and connection.kind == "veth":
+                bandwidth.apply(connection, pid)
         except OSError as error:
             self._warn(f"bandwidth limits do not work on this machine: {error.strerror or error}")
 
@@ -279,6 +294,27 @@ class Networks:
             except OSError as error:
                 log.warning("link %s of container %s: %s", connection.interface, container_id[:12], error.strerror or error)
         await self.disconnect(container_id, network_id)
+        if connection is not None and connection.ports:
+            self._move_ports(connection)
+
+    def _move_ports(self, left: Connection) -> None:
+        """Publish what a network that was left had published on the one that gives the default route now."""
+        candidates = [c for c in self.connections(left.container_id) if c.kind == "veth" and c.host_link]
+        chosen = next((c for c in candidates if c.endpoint_id in gateways(candidates)), None)
+        if chosen is None:
+            return
+        bindings = [PortBinding(p.container_port, p.protocol, p.host_ip, p.host_port, p.host_port) for p in left.ports]
+        bindings = [binding for binding in bindings if ":" not in binding.host_ip or chosen.address6]
+        moved = replace(chosen, ports=self._ports.hold(bindings, chosen.address, chosen.address6))
+        self._keep(moved)
+        self._attached[chosen.network_id].publish(moved)
+
+    def first_for_ports(self, wanted: Mapping[str, int]) -> str:
+        """Which of several networks (names and gateway priorities) of a container carries its published ports: the one that will give the
+        default route."""
+        usable = [(name, priority, self._resolve(name)) for name, priority in wanted.items()]
+        leading = [(-priority, network.name) for _, priority, network in usable if network.driver == "bridge" and not network.internal]
+        return min(leading)[1] if leading else next(iter(wanted))
 
     def rename(self, container_id: str, name: str) -> None:
         """A container has another name: it is found by that one from now on."""
@@ -520,7 +556,7 @@ class Networks:
                 host_link=f"veth{secrets.token_hex(4)[:7]}",
                 bridge=network.bridge or network.parent,
                 kind="veth" if network.driver == "bridge" else network.driver,
-                mode="" if network.driver == "bridge" else parent.mode_of(network),
+                mode=attached.link_mode,
                 interface=self._interface(connection.container_id),
                 mac="" if network.driver == "ipvlan" else endpoint.mac or mac_for(taken[0]),
                 mtu=network.mtu,
@@ -529,6 +565,7 @@ class Networks:
             self._records.put_connection(connection)
             self._keep(connection, record=False)
             attached.publish(connection)
+            self._forget_flows(connection)
             self._tell_names(connection.container_id, self.connections(connection.container_id))
         except BaseException:
             self._drop(connection)
@@ -537,6 +574,15 @@ class Networks:
                 attached.release(str(address))
             raise
         return connection
+
+    def _forget_flows(self, connection: Connection) -> None:
+        """Flows to published UDP ports begin anew: their peers may be sending all the time, to where the port led before."""
+        ports = frozenset(port.host_port for port in connection.ports if port.protocol == "udp")
+        if ports:
+            try:
+                forget_udp(ports, frozenset(filter(None, (connection.address, connection.address6))))
+            except OSError as error:
+                log.warning("old UDP flows of container %s stay: %s", connection.container_name, error.strerror or error)
 
     def _hold(self, bindings: Sequence[PortBinding], connection: Connection, network: Network) -> tuple[PublishedPort, ...]:
         """Hold the host ports of a connection; dockerd's text around what went wrong."""
@@ -597,6 +643,7 @@ class Networks:
             except OSError as error:
                 self._warn(f"cannot take back published ports of {connection.container_name}: {error.strerror or error}")
             self._ports.release(connection.ports)
+            self._forget_flows(connection)
             for address in (connection.address, connection.address6):
                 attached.release(address)
         places = self._places.get(connection.container_id, {})
@@ -655,7 +702,9 @@ class Networks:
         except ValueError:
             address = None
         if address is None or address.version != version:
-            raise InvalidArgument(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
+            raise InvalidArgument(
+                f"invalid config for network {network.name}: invalid endpoint settings:\ninvalid IPv{version} address: {text}"
+            )
         return address
 
     def _place(self, network: Network, wanted: NewNetwork) -> AttachedNetwork:
@@ -672,9 +721,8 @@ class Networks:
             try:
                 attached.bring_up_link()
             except OSError as error:
-                attached_failure = f"cannot create network {network.name}: {error.strerror or error}"
                 kernel.take_down(route, network.bridge)
-                raise Unsupported(attached_failure) from None
+                raise Unsupported(f"cannot create network {network.name}: {error.strerror or error}") from None
             return attached
 
     def _sandbox_of(self, container_id: str) -> str:

@@ -6,7 +6,7 @@ import errno
 import os
 
 from tare.linux import namespaces
-from tare.linux.netlink import Route
+from tare.linux.netlink import ISOLATED, Route
 from tare.runtime import name_service
 from tare.runtime.plan import LinkPlan
 
@@ -35,3 +35,5 @@ def _make(route: Route, link: LinkPlan, ns_fd: int) -> None:
         route.add_sub_link(link.kind, link.name, master, link.mode, ns_fd=ns_fd, mac=link.mac, mtu=link.mtu)
         return
     route.add_veth(link.host_name, link.name, peer_ns_fd=ns_fd, master_index=master, peer_mac=link.mac, mtu=link.mtu, up=True)
+    if link.mode == ISOLATED:
+        route.isolate(link.host_name)

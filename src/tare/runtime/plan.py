@@ -83,8 +83,8 @@ class LogPlan(NamedTuple):
 
 
 class LinkPlan(NamedTuple):
-    """One network link of the container, made by the keeper: a veth pair of which the peer appears in the container's network namespace, or a
-    link on a parent."""
+    """One network link of the container, made by the keeper: a veth pair of which the peer appears in the container's network namespace,
+    or a link on a parent."""
 
     host_name: str
     bridge: str

@@ -12,6 +12,7 @@ time beginning with another.
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +39,7 @@ class Zones:
         self._containers: dict[str, Document] = {}
         self._networks: dict[str, Network] = {}
         self.turn = 0
-        """Grows with every answer that begins with another container than the last."""
+        """Grows with every answer that may begin with another container than the last."""
 
     def __contains__(self, container_id: str) -> bool:
         return container_id in self._containers
@@ -107,7 +108,7 @@ class Zones:
                 groups = list(holders.values())
                 if len(groups) > 1:
                     self.turn += 1
-                    start = self.turn % len(groups)
+                    start = random.randrange(len(groups))
                     groups = groups[start:] + groups[:start]
                 return [address for group in groups for address in group]
         return None
