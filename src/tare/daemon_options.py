@@ -99,7 +99,7 @@ FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "selinux-enabled": (_FALSE, "SELinux labels are not part of this release"),
     "no-new-privileges": (_FALSE, "set it per container with --security-opt"),
     "userns-remap": (("",), "user namespaces are not part of this release"),
-    "default-runtime": (("tare", "tare-runtime"), "tare's own runtime is the only one"),
+    "default-runtime": (("tare", "tare-runtime", "runc", "io.containerd.runc.v2"), "tare's own runtime is the only one"),
     "exec-opt": (("native.cgroupdriver=cgroupfs",), "cgroups are managed directly, without systemd"),
     "seccomp-profile": (("builtin", ""), "the built-in profile is the default; give another per container"),
     "default-cgroupns-mode": (("private",), "containers get a cgroup namespace of their own"),

@@ -24,7 +24,7 @@ from tare.wire.container import ExecCreateRequest
 
 if TYPE_CHECKING:
     from tare.containers.container import Container
-    from tare.wire.container import Config, Healthcheck
+    from tare.wire.container import Config, Healthcheck, HostConfig
 
 NONE, STARTING, HEALTHY, UNHEALTHY = "none", "starting", "healthy", "unhealthy"
 _KEPT_RESULTS = 5
@@ -59,6 +59,18 @@ def command_of(config: Config) -> list[str] | None:
     if len(test) == 2 and test[0] == "CMD-SHELL":
         return [*(config.shell or ["/bin/sh", "-c"]), test[1]]
     return None
+
+
+RESTART_ANNOTATION = "tare.restart-on-unhealthy"
+"""``--annotation tare.restart-on-unhealthy=true``: a container that becomes unhealthy is restarted.
+
+An annotation and no label, because labels come from images too, and an image does not decide what the engine does.
+"""
+
+
+def restarts_unhealthy(host: HostConfig) -> bool:
+    """Whether the container is to be restarted when it becomes unhealthy."""
+    return (host.annotations or {}).get(RESTART_ANNOTATION) == "true"
 
 
 def _seconds(nanoseconds: int, default: float) -> float:

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tare.containers.container import Container
-from tare.containers.health import HealthMonitor, command_of
+from tare.containers.health import UNHEALTHY, HealthMonitor, command_of, restarts_unhealthy
 from tare.containers.record import CREATED, EXITED, PAUSED, RESTARTING, RUNNING
 from tare.containers.signals import parse_signal
 from tare.containers.task import Attachment, Exit, Task
@@ -55,6 +55,7 @@ class Lifecycle:
         self._launcher = launcher
         self._remove = remove
         self._closing = False
+        self._background: set[asyncio.Task[None]] = set()
 
     # -- start -----------------------------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,18 @@ class Lifecycle:
 
     async def _health_changed(self, container: Container, status: str) -> None:
         self.publish(container, f"health_status: {status}")
+        if status == UNHEALTHY and restarts_unhealthy(container.record.host_config):
+            # Not awaited: the restart ends the monitor that calls us.
+            restart = asyncio.create_task(self._restart_unhealthy(container), name=f"unhealthy-{container.id[:12]}")
+            self._background.add(restart)
+            restart.add_done_callback(self._background.discard)
+
+    async def _restart_unhealthy(self, container: Container) -> None:
+        try:
+            if not container.record.stopped_by_user:
+                await self.restart(container)
+        except TareError as error:
+            _log.warning("container %s: is unhealthy and could not be restarted: %s", container.id, error)
 
     async def _start_failed(self, container: Container, error: BaseException) -> None:
         state = container.record.state
@@ -426,6 +439,8 @@ class Lifecycle:
     async def close(self, containers: list[Container]) -> None:
         """Let go of all tasks; they run on."""
         self._closing = True
+        for restart in self._background:
+            restart.cancel()
         for container in containers:
             self._cancel_restart(container)
             if container.monitor is not None:

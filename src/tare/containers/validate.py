@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tare.containers import resources
+from tare.containers.health import RESTART_ANNOTATION
 from tare.containers.machine import Machine, parse_list, this_machine
 from tare.containers.security_options import (
     UNCONFINED,
@@ -57,6 +58,10 @@ def normalise_host_config(
     if host.uts_mode == "host" and config.hostname:
         raise InvalidArgument("conflicting options: hostname and the UTS mode")
     check_tmpfs(host)
+    if (choice := (host.annotations or {}).get(RESTART_ANNOTATION)) not in (None, "true", "false"):
+        raise InvalidArgument(f"annotation {RESTART_ANNOTATION} is true or false, not {choice!r}")
+    if choice == "true" and host.auto_remove:
+        raise InvalidArgument(f"annotation {RESTART_ANNOTATION} cannot be used with --rm")
     check_restart_policy(host.restart_policy, host.auto_remove)
     if host.runtime not in RUNTIMES:
         raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
