@@ -243,6 +243,7 @@ class Containers:
         await self._materialise(container)
         self._by_id[container_id] = container
         self._by_name[name] = container
+        self._images.touch(image.id)
         self.lifecycle.publish(container, "create")
         return container, warnings
 

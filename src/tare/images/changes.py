@@ -31,7 +31,7 @@ def apply_changes(config: ContainerConfig, changes: Sequence[str]) -> ContainerC
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             word, _, rest = line.strip().partition(" ")
-            config = _apply(config, word.upper(), rest.strip())
+            config = _apply(config, word, rest.strip())
             own_command = own_command or word.upper() == "CMD"
             if word.upper() == "ENTRYPOINT" and not own_command:
                 config = msgspec.structs.replace(config, cmd=None)
@@ -39,11 +39,11 @@ def apply_changes(config: ContainerConfig, changes: Sequence[str]) -> ContainerC
 
 
 def _apply(config: ContainerConfig, word: str, rest: str) -> ContainerConfig:
-    instruction = _INSTRUCTIONS.get(word)
+    instruction = _INSTRUCTIONS.get(word.upper())
     if instruction is None:
         raise InvalidArgument(f"{word} is not a valid change command")
-    if not rest and word not in ("CMD", "ENTRYPOINT"):
-        raise InvalidArgument(f"{word} requires at least one argument")
+    if not rest and word.upper() not in ("CMD", "ENTRYPOINT"):
+        raise InvalidArgument(f"{word.upper()} requires at least one argument")
     return msgspec.structs.replace(config, **instruction(config, rest))
 
 

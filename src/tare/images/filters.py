@@ -11,7 +11,7 @@ from datetime import datetime
 from tare.errors import InvalidArgument
 from tare.images.image import Image
 
-KNOWN = frozenset({"dangling", "label", "before", "since", "until", "reference"})
+KNOWN = frozenset({"dangling", "label", "label!", "before", "since", "until", "reference"})
 _TRUE = frozenset({"1", "true", "t"})
 _FALSE = frozenset({"0", "false", "f"})
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -92,6 +92,8 @@ def _tests(filters: Mapping[str, Sequence[str]], find: Callable[[str], Image], n
         tests.append(lambda image: image.dangling == wanted)
     if labels := filters.get("label"):
         tests.append(lambda image: all(has_label(image.labels, label) for label in labels))
+    if unwanted := filters.get("label!"):
+        tests.append(lambda image: not any(has_label(image.labels, label) for label in unwanted))
     if before := filters.get("before"):
         latest = min(find(name).created_at for name in before)
         tests.append(lambda image: image.created_at < latest)
@@ -110,7 +112,7 @@ def _flag(name: str, values: Sequence[str]) -> bool:
         return True
     if words and words <= _FALSE:
         return False
-    raise InvalidArgument(f"invalid filter '{name}={','.join(sorted(values))}'")
+    raise InvalidArgument(f"invalid filter '{name}=[{' '.join(sorted(values))}]'")
 
 
 def _named(image: Image, patterns: Sequence[re.Pattern[str]]) -> Image:

@@ -33,6 +33,8 @@ class ImageRecord(msgspec.Struct, omit_defaults=True):
     """Digests of its compressed layers, bottom first."""
     parent: str = ""
     """Id of the image it was made from here (commit, build)."""
+    used: float = 0.0
+    """When a container was last made of it, seconds since the epoch, to within an hour."""
 
     def needs(self, image_id: str) -> set[str]:
         """Digests of all that the image is made of: config, documents, compressed and stored layers."""
@@ -45,7 +47,12 @@ class ImageRecord(msgspec.Struct, omit_defaults=True):
         documents = list(dict.fromkeys([*self.documents, *older.documents]))
         blobs = list(dict.fromkeys([*self.blobs, *older.blobs]))
         return msgspec.structs.replace(
-            self, documents=documents, blobs=blobs, manifest=self.manifest or older.manifest, parent=self.parent or older.parent
+            self,
+            documents=documents,
+            blobs=blobs,
+            manifest=self.manifest or older.manifest,
+            parent=self.parent or older.parent,
+            used=max(self.used, older.used),
         )
 
 
@@ -76,6 +83,8 @@ class Image:
     parent: str = ""
     tagged: float = 0.0
     """When it last got a name, seconds since the epoch; 0 for never."""
+    used: float = 0.0
+    """When a container was last made of it, to within an hour; 0 for never."""
 
     @property
     def architecture(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from tare.images.importing import import_layer
 from tare.images.names import Names, digests_of, tags_of
 from tare.images.publishing import Publisher
 from tare.images.removal import Situation, check_delete, check_untag, is_single, untagged_with
+from tare.images.retention import OWN, prunable
 from tare.oci.digest import Digest
 from tare.oci.image import NO_TIME, ContainerConfig, History, ImageConfig, RootFS, chain_ids, encode, parse_config
 from tare.oci.platform import Platform, host
@@ -49,6 +51,7 @@ from tare.store.layers.driver import LayerDriver
 from tare.store.metadata import Metadata
 
 _CONFIG_CACHE = 128
+_USE_RESOLUTION = 3600
 
 
 class Images:
@@ -125,6 +128,11 @@ class Images:
         """The config document as it was fetched or made."""
         return self._content.read(Digest.parse(image.id))
 
+    def raw_manifest(self, image: Image) -> bytes | None:
+        """The manifest that the image was pulled or loaded with, if there is one."""
+        digest = image.manifest_digest
+        return self._content.read(digest) if digest is not None and self._content.has(digest) else None
+
     def history(self, name: str) -> builtins.list[HistoryItem]:
         """How the image came to be, newest step first."""
         image = self.get(name)
@@ -135,9 +143,19 @@ class Images:
             items.append(HistoryItem("<missing>", epoch(step.created), step.created_by or "", (), size, step.comment or ""))
         items += [HistoryItem("<missing>", image.created_at, "", (), size, "") for size in sizes]
         items.reverse()
-        if items:
-            items[0] = replace(items[0], id=image.id, tags=image.tags)
+        ancestor: Image | None = image
+        for position, item in enumerate(items):  # one step back in the history is one image up, as dockerd counts
+            if ancestor is None:
+                break
+            items[position] = replace(item, id=ancestor.id, tags=ancestor.tags)
+            ancestor = self._image(ancestor.parent) if ancestor.parent and self._record(ancestor.parent) else None
         return items
+
+    def touch(self, image_id: str) -> None:
+        """A container was made of the image: kept to within an hour, so that it costs a write only now and then."""
+        record = self._record(image_id)
+        if record is not None and time.time() - record.used > _USE_RESOLUTION:
+            self._put(image_id, msgspec.structs.replace(record, used=time.time()))
 
     def check_platform(self, image: Image, platform: str | Platform, name: str) -> None:
         """Refuse an image that is for another platform than the one that was asked for."""
@@ -237,6 +255,7 @@ class Images:
         changes: Sequence[str] = (),
         message: str = "",
         platform: str | Platform | None = None,
+        origin: str = "-",
     ) -> Image:
         """Make an image of one layer from a tar stream (``docker import``); without ``repository`` it gets no name."""
         target = _platform(platform) or host()
@@ -252,7 +271,7 @@ class Images:
                 rootfs=RootFS([layer.diff_id]),
                 created=now,
                 config=container,
-                history=[History(created=now, comment=message or "Imported from -")],
+                history=[History(created=now, comment=message or f"Imported from {origin}")],
             )
             image = await self.create_from_layers(config, name)
         self._publish("import", image.id, image.id, image.labels)
@@ -382,16 +401,21 @@ class Images:
         return removals
 
     async def prune(self, dangling: bool = True, filters: Mapping[str, Sequence[str]] | None = None) -> tuple[builtins.list[Removal], int]:
-        """Remove images that no container uses (``dangling``: only those without a tag); returns what went and the bytes freed."""
+        """Remove images that no container uses (``dangling``: only those without a tag); returns what went and the bytes freed.
+
+        ``filters``: those of ``list``, and ``keep-last`` and ``unused-for`` (``retention.py``).
+        """
         removals: builtins.list[Removal] = []
-        for image in self.list(filters):
-            if self._record(image.id) is None or self.users_of(image.id) or (dangling and not image.dangling):
-                continue
-            if self._situation(image.id).has_children:
+        given = filters or {}
+        own = {name: given[name] for name in OWN if name in given}
+        found = self.list({name: values for name, values in given.items() if name not in own})
+        for image in prunable(found, self.list() if own else (), dangling, own, time.time()):
+            if self._record(image.id) is None or self.users_of(image.id) or self._situation(image.id).has_children:
                 continue
             self._untag(image.id, self._names.of(image.id), removals)
             self._forget(image.id, removals)
         freed = await self._garbage.collect_all()
+        self._events.publish("image", "prune", "", {"reclaimed": str(freed.bytes)})
         return removals, freed.bytes
 
     async def collect_garbage(self, age: float = 0.0) -> Freed:
@@ -489,6 +513,7 @@ class Images:
             manifest_digest=Digest.parse(record.manifest) if record.manifest else None,
             parent=record.parent,
             tagged=self._names.tagged(image_id) if references else 0.0,
+            used=record.used,
         )
 
     def _config(self, image_id: str) -> ImageConfig:

@@ -25,6 +25,7 @@ class ImageSummary(_Wire, kw_only=True):
     shared_size: int = -1
     labels: dict[str, str] | None = None
     containers: int = -1
+    manifests: list[dict[str, Any]] | UnsetType = UNSET
 
 
 class ImageInspect(_Wire, kw_only=True):
@@ -37,6 +38,7 @@ class ImageInspect(_Wire, kw_only=True):
     comment: str = ""
     created: str = ""
     container: str | UnsetType = UNSET
+    container_config: dict[str, Any] | UnsetType = UNSET
     docker_version: str = ""
     author: str = ""
     config: dict[str, Any]
@@ -49,6 +51,8 @@ class ImageInspect(_Wire, kw_only=True):
     graph_driver: dict[str, Any]
     root_fs: dict[str, Any] = field(name="RootFS")
     metadata: dict[str, Any]
+    descriptor: dict[str, Any] | UnsetType = UNSET
+    manifests: list[dict[str, Any]] | UnsetType = UNSET
 
 
 class HistoryEntry(_Wire, kw_only=True):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tare.api.docker.images import summary
+from tare.api.docker.image_views import summary
 from tare.api.docker.params import boolean, json_response
 from tare.api.docker.versions import ApiVersion
 from tare.api.docker.volumes import volume_view

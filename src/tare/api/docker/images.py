@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from tare.api.docker.params import boolean, json_response, read_filters
+from tare.api.docker.image_views import history_entry, hit_filter, inspection, manifest_summary, summary
+from tare.api.docker.params import boolean, integer, json_response, read_filters
+from tare.api.docker.platforms import platform_parameter, read_platform
 from tare.api.docker.progress import ProgressFeed, follow
 from tare.api.docker.registries import RegistryHandlers
-from tare.api.docker.streams import JsonStream
 from tare.api.docker.versions import ApiVersion
-from tare.errors import InvalidArgument, Unsupported
+from tare.distribution.auth import Credentials
+from tare.distribution.progress import Progress
+from tare.errors import InvalidArgument
 from tare.http.message import Request, Response
-from tare.oci.image import PlatformEntry
-from tare.oci.platform import Platform
-from tare.wire.images import HistoryEntry, ImageInspect, ImageSummary
+from tare.images.retention import OWN
+from tare.images.usage import images_usage
 
 if TYPE_CHECKING:
     from tare.engine import Engine
     from tare.images.image import Image
-
-NEVER = "0001-01-01T00:00:00Z"
 
 
 class ImageHandlers:
@@ -48,18 +45,30 @@ class ImageHandlers:
 
     async def _import(self, request: Request) -> None:
         query = request.query
-        if query["fromSrc"] != "-":
-            raise Unsupported("importing from a URL is not offered: fetch it yourself and pipe it into 'import -'")
-        image = await self._images.import_(
-            request.chunks(),
-            query.get("repo", ""),
-            query.get("tag", ""),
-            query.all("changes"),
-            query.get("message", ""),
-            query.get("platform") or None,
-        )
-        stream = await JsonStream.open(request)
-        await stream.send({"status": image.id})
+        location = query["fromSrc"]
+        feed = ProgressFeed()
+        source = request.chunks()
+        if location != "-":
+            from tare.distribution.download import address, download  # the HTTP client takes 0.15 s to load
+
+            await request.read()
+            location = address(location)
+            source = download(self._images.registry, location)
+            feed.report(Progress(f"Downloading from {location}"))
+
+        async def work() -> None:
+            image = await self._images.import_(
+                source,
+                query.get("repo", ""),
+                query.get("tag", ""),
+                query.all("changes"),
+                query.get("message", ""),
+                query.get("platform") or None,
+                location,
+            )
+            feed.report(Progress(image.id))
+
+        await follow(request, asyncio.create_task(work()), feed)
 
     # -- looking
 
@@ -68,31 +77,46 @@ class ImageHandlers:
         if version < (1, 41) and request.query.get("filter"):
             filters.setdefault("reference", []).append(request.query["filter"])
         images = self._images.list(filters)
+        every = self._images.list() if images else []
         if not boolean(request, "all"):
-            parents = {image.parent for image in self._images.list()} if images else set()
+            parents = {image.parent for image in every}
             images = [image for image in images if image.tags or image.id not in parents]
-        return json_response([summary(image, version) for image in images])
+        shared: dict[str, int] = {}
+        if version >= (1, 42) and boolean(request, "shared-size"):
+            layers = self._engine.layers
+            usage = await asyncio.to_thread(images_usage, every, lambda diff_id: layers.size(diff_id) if layers.has(diff_id) else 0)
+            shared = usage.shared
+        answer = []
+        for image in images:
+            line = summary(image, version)
+            line.shared_size = shared.get(image.id, -1)
+            if version >= (1, 47) and boolean(request, "manifests"):
+                line.manifests = [self._manifest(image)]
+            answer.append(line)
+        return json_response(answer)
 
     async def inspect(self, request: Request, version: ApiVersion) -> Response:
-        image = self._images.get(request.params["name"])
-        if (platform := _platform(request)) is not None:
+        image, platform = self._images.get(request.params["name"]), platform_parameter(request)
+        manifests = version >= (1, 48) and boolean(request, "manifests")
+        if platform is not None:
+            if manifests:
+                raise InvalidArgument("conflicting options: manifests and platform options cannot both be set")
             self._images.check_platform(image, platform, request.params["name"])
-        return json_response(_inspect(image, self._engine.layers.name, version))
+        answer = inspection(image, self._engine.layers.name, version)
+        if manifests:
+            found = self._manifest(image)
+            answer.manifests, answer.descriptor = [found], found["Descriptor"]
+        return json_response(answer)
+
+    def _manifest(self, image: Image) -> dict[str, Any]:
+        containers = [container for container, _ in self._images.users_of(image.id)]
+        return manifest_summary(image, self._images.raw_manifest(image), containers)
 
     async def history(self, request: Request) -> Response:
-        return json_response(
-            [
-                HistoryEntry(
-                    id=item.id,
-                    created=int(item.created),
-                    created_by=item.created_by,
-                    tags=[*item.tags] or None,
-                    size=item.size,
-                    comment=item.comment,
-                )
-                for item in self._images.history(request.params["name"])
-            ]
-        )
+        name = request.params["name"]
+        if (platform := platform_parameter(request)) is not None:
+            self._images.check_platform(self._images.get(name), platform, name)
+        return json_response([history_entry(item) for item in self._images.history(name)])
 
     # -- names and removal
 
@@ -102,28 +126,34 @@ class ImageHandlers:
 
     async def delete(self, request: Request) -> Response:
         for text in request.query.all("platforms"):
-            self._images.check_platform(self._images.get(request.params["name"]), _read_platform(text), request.params["name"])
+            self._images.check_platform(self._images.get(request.params["name"]), read_platform(text), request.params["name"])
         removals = await self._images.delete(request.params["name"], boolean(request, "force"), not boolean(request, "noprune"))
         return json_response([{removal.kind: str(removal.name)} for removal in removals])
 
     async def prune(self, request: Request) -> Response:
-        filters = read_filters(request).check(("dangling", "label", "label!", "until"))
-        if "label!" in filters:
-            raise Unsupported("the filter 'label!' is not offered for images")
+        filters = read_filters(request).check(("dangling", "label", "label!", "until", *OWN))
         dangling = filters.flag("dangling", True)
         filters.pop("dangling", None)
         removals, freed = await self._images.prune(dangling, filters)
         return json_response({"ImagesDeleted": [{r.kind: str(r.name)} for r in removals] or None, "SpaceReclaimed": freed})
 
-    # -- what this release does not offer
-
     async def search(self, request: Request) -> Response:
-        raise Unsupported("searching registries (search) is not part of this release")
+        term, limit = request.query.get("term", ""), integer(request, "limit", 0)
+        filters = read_filters(request).check(("is-automated", "is-official", "stars"))
+        if not term:
+            raise InvalidArgument("search term cannot be empty: give it as 'term'")
+        await self._images.registry.transport()
+        from tare.distribution.search import search
+
+        credentials = Credentials.decode(request.headers.get("x-registry-auth", "")) or Credentials()
+        hits = await search(self._images.registry, term, limit, credentials)
+        wanted = hit_filter(filters)
+        return json_response([hit for hit in hits if wanted(hit)])
 
     # -- archives
 
     async def load(self, request: Request) -> None:
-        platform = _platform(request)
+        platform = platform_parameter(request)
         archive = await self._images.loader.receive(request.chunks())
         try:
             feed = ProgressFeed()
@@ -137,7 +167,7 @@ class ImageHandlers:
         if not names:
             raise InvalidArgument("no images were named")
         images = self._images.saved(names)
-        if (platform := _platform(request)) is not None:
+        if (platform := platform_parameter(request)) is not None:
             for saved in images:
                 self._images.check_platform(saved.image, platform, saved.image.id)
         async with contextlib.aclosing(self._images.saver.stream(images)) as chunks:
@@ -146,88 +176,3 @@ class ImageHandlers:
             await stream.write(head)
             async for chunk in chunks:
                 await stream.write(chunk)
-
-
-def _platform(request: Request) -> Platform | None:
-    """The ``platform`` parameter of load, save and inspect."""
-    text = request.query.get("platform", "")
-    return _read_platform(text) if text else None
-
-
-def _read_platform(text: str) -> Platform:
-    """A platform as a JSON object (API 1.48), or as text."""
-    if not text.startswith("{"):
-        return Platform.parse(text)
-    try:
-        return msgspec.json.decode(text, type=PlatformEntry).platform()
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidArgument(f"invalid platform: {error}") from None
-
-
-def _tags(image: Image, version: ApiVersion) -> tuple[list[str], list[str]]:
-    """Tags and digests; before 1.43 an image without names was shown as ``<none>``."""
-    tags, digests = [*image.tags], [*image.repo_digests]
-    if version < (1, 43):
-        if not tags and not digests:
-            digests = ["<none>@<none>"]
-        tags = tags or ["<none>:<none>"]
-    return tags, digests
-
-
-def summary(image: Image, version: ApiVersion) -> ImageSummary:
-    """One image as the list shows it."""
-    tags, digests = _tags(image, version)
-    summary = ImageSummary(
-        id=image.id,
-        parent_id=image.parent,
-        repo_tags=tags,
-        repo_digests=digests,
-        created=int(image.created_at),
-        size=image.size,
-        labels=image.labels or None,
-    )
-    if version < (1, 44):
-        summary.virtual_size = image.size
-    return summary
-
-
-def _inspect(image: Image, driver: str, version: ApiVersion) -> ImageInspect:
-    config = image.config
-    answer = ImageInspect(
-        id=image.id,
-        repo_tags=[*image.tags],
-        repo_digests=[*image.repo_digests],
-        parent=image.parent,
-        comment=config.comment or next((step.comment for step in reversed(config.history or ()) if step.comment), ""),
-        created=image.created,
-        docker_version=config.docker_version or "",
-        author=config.author or "",
-        config=_container_config(image),
-        architecture=image.architecture,
-        os=image.os,
-        size=image.size,
-        graph_driver={"Data": None, "Name": driver},
-        root_fs={"Type": "layers", "Layers": [str(diff_id) for diff_id in image.diff_ids]},
-        metadata={"LastTagTime": _time(image.tagged)},
-    )
-    if image.variant:
-        answer.variant = image.variant
-    if config.os_version:
-        answer.os_version = config.os_version
-    if version < (1, 44):
-        answer.virtual_size = image.size
-    if version < (1, 45):
-        answer.container = ""
-    return answer
-
-
-def _container_config(image: Image) -> dict[str, Any]:
-    """The container part with the fields that clients index without asking."""
-    empty: dict[str, Any] = {"User": "", "WorkingDir": ""} | dict.fromkeys(("Env", "Cmd", "Volumes", "Entrypoint", "OnBuild", "Labels"))
-    return empty | image.container_config()
-
-
-def _time(seconds: float) -> str:
-    if not seconds:
-        return NEVER
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
