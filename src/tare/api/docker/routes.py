@@ -66,6 +66,8 @@ def add_system(routes: Routes, system: SystemHandlers) -> None:
 
 def add_absent(routes: Routes) -> None:
     routes.add("OPTIONS", "/{path:*}", plain(absent.options))
+    for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
+        routes.add(method, f"/containers/{{id}}/checkpoints{path}", plain(absent.checkpoint))
     routes.add("GET", "/plugins", plain(absent.plugin_list))
     for method, path in (("GET", "/plugins/privileges"), ("POST", "/plugins/pull"), ("POST", "/plugins/create")):
         routes.add(method, path, plain(absent.plugin_install))
@@ -100,6 +102,8 @@ def add_registries(routes: Routes, registries: RegistryHandlers) -> None:
     routes.add("POST", "/auth", plain(registries.auth))
     routes.add("POST", "/images/{name:*}/push", plain(registries.push))
     routes.add("GET", "/distribution/{name:*}/json", plain(registries.distribution))
+    routes.add("GET", "/distribution/{name:*}/manifest", plain(registries.manifest))
+    routes.add("PUT", "/distribution/{name:*}/manifest", plain(registries.publish))
 
 
 def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
