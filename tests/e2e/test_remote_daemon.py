@@ -210,7 +210,7 @@ def test_dial_stdio(engine: Daemon) -> None:
     assert done.stdout.startswith(b"HTTP/1.1 200 OK\r\n") and done.stdout.endswith(b"OK")
     left, right = socket.socketpair()
     with left, right:
-        process = subprocess.Popen([str(BIN / "tare"), "-H", engine.host, "system", "dial-stdio"], stdin=right, stdout=right)
+        process = subprocess.Popen([str(BIN / "tare"), "-H", engine.host, "system", "dial-stdio"], stdin=right.fileno(), stdout=right.fileno())
         right.close()
         left.sendall(b"GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n")
         assert left.recv(4096).startswith(b"HTTP/1.1 200 OK")
