@@ -53,6 +53,14 @@ def _printer(layout: str) -> Callable[[Any], str]:
     except TemplateError as error:
         raise CliError(f"Error parsing format: template: :1: {error}", 64) from None
 
+    from tare.cli.templatefunctions import MISSING
+
+    nothing = dict.fromkeys(("Action", "From", "ID", "Scope", "Status", "Type"), "")
+    try:
+        template.execute({MISSING: "*events.Message", **nothing, "Time": 0, "TimeNano": 0, "Actor": {"ID": "", "Attributes": {}}})
+    except TemplateError as error:
+        raise CliError(f"Error parsing format: {error}", 64) from None
+
     def execute(event: Any) -> str:
         # The names of Go's fields beside the JSON ones.
         actor = event.get("Actor") or {}

@@ -79,6 +79,15 @@ def local_time(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z %Z", moment)
 
 
+def go_time(text: str) -> str:
+    """``2026-11-23 20:10:29.123 +0000 UTC`` of an RFC 3339 time: how Go prints a moment."""
+    date, _, clock = text.partition("T")
+    if clock.endswith("Z"):
+        return f"{date} {clock[:-1]} +0000 UTC"
+    zone = clock[-6:].replace(":", "")
+    return f"{date} {clock[:-6]} {zone} {zone}"
+
+
 def parse_time(text: str) -> float:
     """Unix seconds of an RFC 3339 time as JSON documents carry it; 0 for none and for Go's zero time."""
     nanos = parse_time_ns(text)

@@ -76,6 +76,10 @@ def rows(images: list[dict[str, Any]], *, full: bool, digests: bool) -> Iterator
 
 
 def _images(context: Context, options: Options) -> int:
+    if options.on("tree"):
+        for flag in ("digests", "format", "no-trunc", "quiet"):
+            if flag in options.given:
+                raise CliError(f"--{flag} is not yet supported with --tree")
     given = list(options.items("filter"))
     if options.operands:
         given.append(f"reference={options.operands[0]}")
@@ -83,9 +87,6 @@ def _images(context: Context, options: Options) -> int:
     images.sort(key=lambda image: -int(image.get("Created") or 0))
     full, layout = options.on("no-trunc"), options.text("format")
     if options.on("tree"):
-        for flag in ("digests", "format", "no-trunc", "quiet"):
-            if flag in options.given:
-                raise CliError(f"--{flag} is not yet supported with --tree")
         from tare.cli.imagetree import write
 
         write(context.client, images)

@@ -73,6 +73,7 @@ def show(names: list[str], layout: str, get: Callable[[str], Any]) -> int:
 
 def _template(layout: str) -> Callable[[Any], str]:
     from tare.cli.gotemplate import compile_template
+    from tare.cli.structs import marked, typed
     from tare.cli.templatefunctions import TemplateError
 
     try:
@@ -80,9 +81,11 @@ def _template(layout: str) -> Callable[[Any], str]:
     except TemplateError as error:
         raise CliError(f"template parsing error: template: :1: {error}", 64) from None
 
+    over_structures = typed(layout)
+
     def execute(document: Any) -> str:
         try:
-            return template.execute(document)
+            return template.execute(marked(document) if over_structures else document)
         except TemplateError as error:
             sys.stdout.write("\n")
             raise CliError(f"template parsing error: {error}") from None

@@ -90,8 +90,7 @@ REFUSED = {
 }
 """Docker commands without a counterpart, and why."""
 _CONTAINER_VERBS = (
-    "attach commit cp create diff exec export kill logs "
-    "pause port rename restart rm run start stats stop top unpause update wait"
+    "attach commit cp create diff exec export kill logs pause port rename restart rm run start stats stop top unpause update wait"
 )
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "builder": {},
@@ -131,7 +130,13 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "save": OTHER["save"],
         "tag": OTHER["tag"],
     },
-    "manifest": {},
+    "manifest": {
+        "annotate": ("tare.cli.manifest", "ANNOTATE", "Add additional information to a local image manifest"),
+        "create": ("tare.cli.manifest", "CREATE", "Create a local manifest list for annotating and pushing to a registry"),
+        "inspect": ("tare.cli.manifest", "INSPECT", "Display an image manifest, or manifest list"),
+        "push": ("tare.cli.manifest", "PUSH", "Push a manifest list to a repository"),
+        "rm": ("tare.cli.manifest", "RM", "Delete one or more manifest lists from local storage"),
+    },
     "network": {
         "connect": ("tare.cli.networks", "CONNECT", "Connect a container to a network"),
         "create": ("tare.cli.networks", "CREATE", "Create a network"),
@@ -219,8 +224,8 @@ def run(words: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        name = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"tare: {name}{error.strerror or error}\n")
+        reason = (error.strerror or str(error)).lower()
+        sys.stderr.write(f"open {error.filename}: {reason}\n" if error.filename else f"tare: {reason}\n")
         return 1
 
 

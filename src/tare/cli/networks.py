@@ -8,6 +8,7 @@ from tare.cli.connection import quote
 from tare.cli.context import warn
 from tare.cli.failures import CliError, Unreachable
 from tare.cli.flags import Command
+from tare.cli.humanize import go_time
 from tare.cli.inspection import inspect
 from tare.cli.networkspec import is_ip
 from tare.cli.prune import configured_filters, confirm, prune_networks
@@ -122,7 +123,8 @@ def _list(context: Context, options: Options) -> int:
         {
             "ID": short(network["Id"]), "Name": network["Name"], "Driver": network["Driver"], "Scope": network["Scope"],
             "IPv4": _word(network.get("EnableIPv4", True)), "IPv6": _word(network["EnableIPv6"]), "Internal": _word(network["Internal"]),
-            "Labels": ",".join(f"{key}={value}" for key, value in (network.get("Labels") or {}).items()), "CreatedAt": network["Created"],
+            "Labels": ",".join(f"{key}={value}" for key, value in (network.get("Labels") or {}).items()),
+            "CreatedAt": go_time(network["Created"]),
         }
         for network in networks
     ]  # fmt: skip

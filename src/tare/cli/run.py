@@ -46,6 +46,9 @@ def create(client: Client, options: Options, body: Document) -> str:
         raise CliError(f"error parsing specified platform: {error}", 125) from None
     if options.on("use-api-socket"):
         raise CliError("--use-api-socket is not supported: mount the daemon's socket with -v, and credentials with --mount", 125)
+    for flag in ("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops"):
+        if flag in options.given:
+            raise CliError(f'"--{flag}" is only supported on a Tare daemon running on windows, but the Tare daemon is running on linux', 1)
     image = options.operands[0]
     reference = parse(image)
     query = {"name": options.text("name"), "platform": options.text("platform")}

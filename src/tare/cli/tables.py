@@ -50,9 +50,9 @@ def rows_text(rows: Iterable[Mapping[Any, Any]], layout: str, headers: Mapping[s
     """What `write_rows` prints."""
     layout = layout or "table"
     if layout == "json":
-        from tare.cli.templatefunctions import escape_html, to_json
+        from tare.cli.templatefunctions import row_json
 
-        return "".join(escape_html(to_json(dict(row))) + "\n" for row in rows)
+        return "".join(row_json(row) + "\n" for row in rows)
     is_table = layout == "table" or layout.startswith(("table ", "table\t"))
     if layout == "table":
         names = columns.split()

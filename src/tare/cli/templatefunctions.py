@@ -6,7 +6,7 @@ from tare.cli.documents import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 
@@ -31,6 +31,8 @@ def render(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return _float(value)
+    if hasattr(value, "values_in_order"):
+        return "{" + " ".join(map(_inner, value.values_in_order())) + "}"
     if isinstance(value, dict):
         pairs = sorted((str(key), item) for key, item in value.items() if key is not MISSING)
         return "map[" + " ".join(f"{key}:{_inner(item)}" for key, item in pairs) + "]"
@@ -66,8 +68,12 @@ def _public(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     """``json``: as Go encodes it, with ``<``, ``>`` and ``&`` left alone, except in whole rows, which encode themselves."""
-    text = encode(_public(value))
-    return escape_html(text) if isinstance(value, dict) and MISSING in value else text
+    return row_json(value) if isinstance(value, dict) and MISSING in value else encode(_public(value))
+
+
+def row_json(row: Mapping[Any, Any]) -> str:
+    """A row of a list as docker encodes it: the fields by name."""
+    return escape_html(encode(dict(sorted(_public(dict(row)).items()))))
 
 
 def escape_html(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from tare.cli.context import warn
 from tare.cli.createbody import restart_policy
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
@@ -48,9 +47,8 @@ def _update(context: Context, options: Options) -> int:
         return name
 
     code = each(options.operands, one)
-    sys.stdout.flush()
     if warnings:
-        warn("\n".join(warnings))
+        sys.stdout.write("\n".join(warnings) + "\n")
     return code
 
 
