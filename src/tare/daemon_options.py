@@ -49,7 +49,7 @@ OPTIONS = (
     Option("data-root", "data_root", "path", "Root directory of persistent state"),
     Option("exec-root", "exec_root", "path", "Root directory of execution state"),
     Option("pidfile", "pidfile", "path", "Path of the daemon's PID file", "p"),
-    Option("storage-driver", "storage_driver", "str", "Layer driver: erofs or overlay (default: probed)", "s"),
+    Option("storage-driver", "storage_driver", "str", "Layer driver: erofs, overlay or vfs (default: probed)", "s"),
     Option("log-level", "log_level", "str", "Logging level: debug, info, warn, error, fatal", "l"),
     Option("log-format", "log_format", "str", "Format of the daemon's log: text or json"),
     Option("metrics-addr", "metrics_addr", "str", "Address (HOST:PORT) to serve the metrics API on"),

@@ -94,6 +94,24 @@ class TestErofs(LayerDriverContract):
             libc.umount2(os.fsencode(point), 2)
 
 
+class TestVfs(LayerDriverContract):
+    driver_name = "vfs"
+    rich_form = "tar"
+
+    def test_a_stack_is_made_once_and_goes_with_its_layers(self, driver: LayerDriver, tmp_path: Path) -> None:
+        base = store(driver, pack(file("a", b"1"), file("d/gone", b"2"))).diff_id
+        top = store(driver, pack(file("b", b"3"), file("d/.wh.gone"))).diff_id
+        (shown,) = driver.acquire([base, top])
+        assert sorted(os.listdir(shown)) == ["a", "b", "d"]
+        assert os.listdir(shown / "d") == []
+        assert driver.acquire([base, top]) == (shown,)
+        for _ in range(2):
+            driver.release([base, top])
+        driver.remove(top)
+        assert os.listdir(tmp_path / "data/layers/vfs/stacks") == []
+        assert driver.acquire([base])[0].joinpath("d/gone").read_bytes() == b"2"
+
+
 class TestOverlay(LayerDriverContract):
     driver_name = "overlay"
 

@@ -202,7 +202,8 @@ class LayerDriverContract:
         assert (shown / "b").read_bytes() == b"2"
         for name in ("d", "e"):
             assert (shown / name).is_dir()
-            assert os.getxattr(shown / name, "trusted.overlay.opaque") == b"y"
+            if driver.overlaid:
+                assert os.getxattr(shown / name, "trusted.overlay.opaque") == b"y"
 
     def test_digest_mismatch_leaves_nothing(self, driver: LayerDriver, tmp_path: Path) -> None:
         wrong = Digest.of(b"something else")
@@ -340,7 +341,7 @@ class LayerDriverContract:
         tar = (tmp_path / "layer.tar").read_bytes()
         assert len(tar) < 1 << 20
         layer = store(driver, tar, 1000)
-        assert layer.form == "directory"
+        assert layer.form == ("directory" if driver.overlaid else "tar")
         shown = driver.acquire([layer.diff_id])[0]
         assert fingerprint(shown) == fingerprint(source)
         assert (shown / "sparse").stat().st_blocks * 512 < 1 << 20
@@ -374,7 +375,10 @@ class LayerDriverContract:
         assert len(driver.acquire([])) == 1
         assert len(driver.acquire([empty])) == 1
         stack = driver.acquire([one, empty, two, empty, one])
-        assert [os.listdir(path) for path in stack] == [["b"], ["a"]]
+        if driver.overlaid:
+            assert [os.listdir(path) for path in stack] == [["b"], ["a"]]
+        else:
+            assert [sorted(os.listdir(path)) for path in stack] == [["a", "b"]]
 
     def test_overlay_attributes_in_a_tar_are_dropped(self, driver: LayerDriver) -> None:
         attributes = {b"trusted.overlay.redirect": b"/etc", b"user.overlay.opaque": b"y", b"bogus": b"1", b"user.fine": b"2"}

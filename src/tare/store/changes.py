@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tare.errors import InvalidArgument
@@ -47,6 +48,50 @@ def compare(upper: int, lower: int) -> list[Change]:
     return sorted(changes)
 
 
+def compare_whole(upper: int, lower: int) -> list[Change]:
+    """The changes between two complete trees: ``upper`` began as a copy of ``lower``. A file counts as changed by what its inode says."""
+    changes: list[Change] = []
+    _compare_whole(upper, lower, b"/", changes, 0)
+    return sorted(changes)
+
+
+def _compare_whole(upper: int, lower: int | None, prefix: bytes, changes: list[Change], depth: int) -> bool:
+    if depth > DEPTH:
+        raise InvalidArgument(f"the container's file tree is nested deeper than {DEPTH} directories")
+    before = len(changes)
+    names = {os.fsencode(name) for name in os.listdir(upper)}
+    for name in names:
+        status = _status(upper, name)
+        if status is None:
+            continue
+        below = _status(lower, name)
+        path = prefix + name
+        if stat.S_ISDIR(status.st_mode):
+            changed = _compare_directory(upper, lower, path, name, (status, below), changes, depth, _compare_whole)
+        else:
+            changed = below is None or _differs(upper, lower, name, status, below)
+        if changed:
+            changes.append(Change(os.fsdecode(path), ChangeKind.ADDED if below is None else ChangeKind.MODIFIED))
+    for gone in os.listdir(lower) if lower is not None else ():
+        if os.fsencode(gone) not in names:
+            changes.append(Change(os.fsdecode(prefix) + gone, ChangeKind.DELETED))
+    return len(changes) > before
+
+
+def _differs(upper: int, lower: int | None, name: bytes, status: os.stat_result, below: os.stat_result) -> bool:
+    fields = ["st_mode", "st_uid", "st_gid", "st_rdev"]
+    if stat.S_ISREG(status.st_mode):
+        fields += ["st_size", "st_mtime_ns"]
+    if any(getattr(status, field) != getattr(below, field) for field in fields):
+        return True
+    if stat.S_ISLNK(status.st_mode):
+        try:
+            return os.readlink(name, dir_fd=upper) != os.readlink(name, dir_fd=lower)
+        except OSError:
+            return True
+    return False
+
+
 def _compare(upper: int, lower: int | None, prefix: bytes, changes: list[Change], depth: int) -> bool:
     """Append the changes below one directory; returns whether there were any."""
     if depth > DEPTH:
@@ -63,7 +108,7 @@ def _compare(upper: int, lower: int | None, prefix: bytes, changes: list[Change]
             if below is not None:
                 changes.append(Change(os.fsdecode(path), ChangeKind.DELETED))
             continue
-        if stat.S_ISDIR(status.st_mode) and not _compare_directory(upper, lower, path, name, (status, below), changes, depth):
+        if stat.S_ISDIR(status.st_mode) and not _compare_directory(upper, lower, path, name, (status, below), changes, depth, _compare):
             continue
         changes.append(Change(os.fsdecode(path), ChangeKind.ADDED if below is None else ChangeKind.MODIFIED))
     if lower is not None and depth and is_opaque(upper):
@@ -81,6 +126,7 @@ def _compare_directory(
     statuses: tuple[os.stat_result, os.stat_result | None],
     changes: list[Change],
     depth: int,
+    descend: Callable[[int, int | None, bytes, list[Change], int], bool],
 ) -> bool:
     """Compare a directory's content; returns whether the directory itself counts as changed."""
     status, below = statuses
@@ -92,7 +138,7 @@ def _compare_directory(
             open_component(lower, name, DIRECTORY) if lower is not None and below is not None and stat.S_ISDIR(below.st_mode) else None
         )
         try:
-            content = _compare(inner, beneath, path + b"/", changes, depth + 1)
+            content = descend(inner, beneath, path + b"/", changes, depth + 1)
         finally:
             if beneath is not None:
                 os.close(beneath)

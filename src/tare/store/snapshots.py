@@ -3,7 +3,7 @@
 On disk, under ``data_root/snapshots``:
 
     ID/layers      the diff_ids under this snapshot, bottom first, one a line
-    ID/upper/      what the container wrote, in overlayfs's form
+    ID/upper/      what the container wrote, in overlayfs's form; with the vfs driver the whole root, a copy
     ID/work/       overlayfs's own
     .trash/        snapshots on their way out; a crash leaves them here, the next engine deletes them (``leftovers``)
 
@@ -18,21 +18,31 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tare.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted
-from tare.linux.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, O_PATH
-from tare.linux.mount import Filesystem, overlay
+from tare.linux.constants import (
+    AT_FDCWD,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    O_PATH,
+    RESOLVE_BENEATH,
+    RESOLVE_NO_SYMLINKS,
+)
+from tare.linux.mount import Filesystem, open_tree, openat2, overlay, set_attributes
 from tare.oci.digest import Digest
-from tare.store.changes import Change, compare
+from tare.store.changes import Change, ChangeKind, compare, compare_whole
 from tare.store.durability import make_directory, remove_tree
 from tare.store.layers.driver import LayerDriver
-from tare.store.tartree import tar_tree
+from tare.store.tartree import tar_changes, tar_tree
+from tare.store.treecopy import copy_tree
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -95,6 +105,8 @@ class Snapshots:
             (path / "layers").write_text("".join(f"{diff_id}\n" for diff_id in diff_ids))
             upper = path / "upper"
             upper.mkdir()
+            if self.copies:
+                self._copy(diff_ids, upper)
             (path / "work").mkdir(mode=0o700)
             if uid or gid:
                 os.chown(upper, uid, gid)
@@ -102,6 +114,55 @@ class Snapshots:
         except OSError as error:
             remove_tree(path)
             raise ResourceExhausted(f"snapshot {id} cannot be made under {self._root}: {error.strerror}") from error
+
+    @property
+    def copies(self) -> bool:
+        """Whether a snapshot is a copy of its layers' whole tree (driver vfs), so that making one takes its time."""
+        return not self._layers.overlaid
+
+    def _copy(self, diff_ids: Sequence[Digest], upper: Path) -> None:
+        source = os.open(self._layers.acquire(diff_ids)[0], _DIRECTORY)
+        try:
+            target = os.open(upper, _DIRECTORY)
+            try:
+                copy_tree(source, target, keep_owner=True)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+            self._layers.release(diff_ids)
+
+    @contextmanager
+    def _copied(self, upper: Path, *, writable: bool) -> Iterator[Path]:
+        """A detached bind mount of a copy."""
+        mounted = open_tree(AT_FDCWD, str(upper), recursive=False)
+        try:
+            attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | (0 if writable else MOUNT_ATTR_RDONLY)
+            set_attributes(mounted, add=attributes)
+            yield Path(f"/proc/{os.getpid()}/fd/{mounted}")
+        finally:
+            os.close(mounted)
+
+    def _lengths(self, id: str) -> Iterator[int]:
+        """The lengths of the files that were changed in a copy."""
+        changes = self.diff(id)
+        seen: set[int] = set()
+        upper = os.open(self._existing(id) / "upper", _DIRECTORY)
+        try:
+            for change in changes:
+                if change.kind is ChangeKind.DELETED:
+                    continue
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    file = openat2(upper, change.path[1:], O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+                    try:
+                        status = os.fstat(file)
+                        if not stat.S_ISDIR(status.st_mode) and status.st_ino not in seen:
+                            seen.add(status.st_ino)
+                            yield status.st_size
+                    finally:
+                        os.close(file)
+        finally:
+            os.close(upper)
 
     def layers(self, id: str) -> tuple[Digest, ...]:
         """The diff_ids under a snapshot, bottom first."""
@@ -116,8 +177,8 @@ class Snapshots:
                 self._layers.show(held[1])
                 return held[0]
             path = self._existing(id)
-            diff_ids = self.layers(id)
-            lower = self._layers.acquire(diff_ids)[::-1]
+            diff_ids = () if self.copies else self.layers(id)
+            lower = () if self.copies else self._layers.acquire(diff_ids)[::-1]
             root = SnapshotRoot(lower, path / "upper", path / "work")
             self._held[id] = root, diff_ids
             return root
@@ -163,6 +224,10 @@ class Snapshots:
         descriptor of this process: use it for ``os.open``, not for a child.
         """
         path = self._existing(id)
+        if self.copies:
+            with self._copied(path / "upper", writable=writable) as shown:
+                yield shown
+            return
         diff_ids = self.layers(id)
         lower = self._layers.acquire(diff_ids)[::-1]
         try:
@@ -198,6 +263,9 @@ class Snapshots:
 
     def usage(self, id: str) -> int:
         """Bytes of the files that the container wrote (hard links once). Walks the upper directory."""
+        if self.copies:
+            with suppress(InvalidArgument):  # nested too deep to compare: then all of it counts
+                return sum(self._lengths(id))
         seen: set[int] = set()
         total = 0
         for _, _, names, directory in os.fwalk(self._existing(id) / "upper"):
@@ -216,7 +284,7 @@ class Snapshots:
         upper = os.open(self._existing(id) / "upper", _DIRECTORY)
         try:
             with self._below(id) as lower:
-                return compare(upper, lower)
+                return compare_whole(upper, lower) if self.copies else compare(upper, lower)
         finally:
             os.close(upper)
 
@@ -224,7 +292,16 @@ class Snapshots:
         """The upper directory as the tar of a layer (``docker commit``): whiteouts and opaque marks in the OCI's form."""
         upper = os.open(self._existing(id) / "upper", _DIRECTORY)
         try:
-            yield from tar_tree(upper, marks=True)
+            if self.copies:
+                with self._below(id) as lower:
+                    changes = [(os.fsencode(change.path)[1:], change.kind) for change in compare_whole(upper, lower)]
+                yield from tar_changes(
+                    upper,
+                    frozenset(path for path, kind in changes if kind is not ChangeKind.DELETED),
+                    [path for path, kind in changes if kind is ChangeKind.DELETED],
+                )
+            else:
+                yield from tar_tree(upper, marks=True)
         finally:
             os.close(upper)
 

@@ -8,9 +8,10 @@ another file. What is below a mount of a pseudo file system (proc, sysfs, contro
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 
 from tare.errors import InvalidArgument
 from tare.linux.mount import is_pseudo
@@ -27,7 +28,7 @@ _WHITEOUT = b".wh."
 _MOUNT_POINTS = frozenset((b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b".dockerenv"))
 """Where the engine mounts its own files: empty in the container's upper directory, and no business of an image."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE)
-_KINDS = {
+KINDS = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFLNK: Kind.SYMLINK,
     stat.S_IFCHR: Kind.CHARACTER,
@@ -68,6 +69,15 @@ def tar_tree(root: int, *, marks: bool = False) -> Iterator[bytes]:
     yield from batched(_Walk(marks=marks).content(root))
 
 
+def tar_changes(root: int, kept: Collection[bytes], gone: Iterable[bytes]) -> Iterator[bytes]:
+    """Of the tree below the open directory ``root`` only the paths in ``kept`` (with every directory above them), and whiteouts for those
+    in ``gone``: the layer that a change of a complete tree makes."""
+    marks = (
+        writer.header(Entry(b"/".join((*head, b".wh." + name)), Kind.FILE, 0o600)) for *head, name in (path.split(b"/") for path in gone)
+    )
+    yield from batched(itertools.chain(marks, _Walk(only=kept).content(root)))
+
+
 def tar_object(parent: int, name: bytes, shown: bytes, mounts: Mapping[MountKey, int]) -> Iterator[bytes]:
     """One object of the directory ``parent`` (``.``: the directory itself), with all that is in it, called ``shown`` in the tar.
 
@@ -93,9 +103,10 @@ def batched(pieces: Iterable[bytes]) -> Iterator[bytes]:
 class _Walk:
     """One walk through a tree, with one open descriptor per level."""
 
-    def __init__(self, *, marks: bool = False, mounts: Mapping[MountKey, int] | None = None) -> None:
+    def __init__(self, *, marks: bool = False, mounts: Mapping[MountKey, int] | None = None, only: Collection[bytes] | None = None) -> None:
         self._marks = marks
         self._mounts = mounts or {}
+        self._only = only
         self._links: dict[tuple[int, int], bytes] = {}
 
     def content(self, root: int) -> Iterator[bytes]:
@@ -114,6 +125,8 @@ class _Walk:
             while stack:
                 directory, prefix, names = stack[-1]
                 for name in names:
+                    if self._only is not None and prefix + name not in self._only:
+                        continue
                     inner = yield from self._object(directory, name, prefix + name)
                     if inner is None:
                         continue
@@ -164,7 +177,7 @@ class _Walk:
             return None
         inner = open_component(directory, name, DIRECTORY)
         if inner is not None:
-            entry.xattrs = _xattrs(inner)
+            entry.xattrs = attributes(inner)
             yield writer.header(entry)
         return inner
 
@@ -211,7 +224,7 @@ def _mounted_file(mounted: int, shown: bytes) -> Iterator[bytes]:
 def _entry(name: bytes, status: os.stat_result) -> Entry:
     return Entry(
         name,
-        _KINDS[stat.S_IFMT(status.st_mode)],
+        KINDS[stat.S_IFMT(status.st_mode)],
         stat.S_IMODE(status.st_mode),
         status.st_uid,
         status.st_gid,
@@ -225,7 +238,7 @@ def _file(file: int, entry: Entry) -> Iterator[bytes]:
     if not stat.S_ISREG(status.st_mode):
         return
     entry.size = status.st_size
-    entry.xattrs = _xattrs(file)
+    entry.xattrs = attributes(file)
     yield writer.header(entry)
     left = entry.size
     while left:
@@ -236,7 +249,7 @@ def _file(file: int, entry: Entry) -> Iterator[bytes]:
         yield writer.padding(entry.size)
 
 
-def _xattrs(file: int) -> dict[bytes, bytes]:
+def attributes(file: int) -> dict[bytes, bytes]:
     """The attributes that belong to the image: capabilities, access lists and the user's own; not overlayfs's, not a host's labels."""
     kept = {}
     try:

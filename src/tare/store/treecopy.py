@@ -38,9 +38,12 @@ def _copy_entries(source: int, target: int, links: dict[tuple[int, int], int]) -
         elif kind == stat.S_IFLNK:
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
             os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
         elif kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK):
             os.mknod(name, status.st_mode, status.st_rdev, dir_fd=target)
             os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
 
 
 def _copy_subdirectory(source: int, target: int, name: str, links: dict[tuple[int, int], int]) -> None:

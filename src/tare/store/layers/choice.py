@@ -9,8 +9,9 @@ from tare.errors import InvalidArgument, Unsupported
 from tare.store.layers.driver import LayerDriver
 from tare.store.layers.erofs import ErofsDriver
 from tare.store.layers.overlay import OverlayDriver
+from tare.store.layers.vfs import VfsDriver
 
-DRIVERS: dict[str, type[LayerDriver]] = {driver.name: driver for driver in (ErofsDriver, OverlayDriver)}
+DRIVERS: dict[str, type[LayerDriver]] = {driver.name: driver for driver in (ErofsDriver, OverlayDriver, VfsDriver)}
 """Drivers by name, best first."""
 _ALIASES = {"overlay2": "overlay"}
 

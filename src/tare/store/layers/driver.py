@@ -4,7 +4,7 @@ On disk, under ``data_root/layers/DRIVER``:
 
     sha256/HEX/            one layer, complete from the moment it has this name (it is renamed into place), named by its diff_id
         layer.json         record: form, sizes, number of entries, attributes of the root directory
-        layer.tar          the uncompressed tar, padded to 512 bytes (forms erofs and pending)
+        layer.tar          the uncompressed tar, padded to 512 bytes (forms erofs, tar and pending)
         meta.erofs         its index (form erofs)
         fs/                its files, whiteouts in overlayfs's form (form directory)
         linked-KEY/        its files for one particular stack below it (form pending)
@@ -12,8 +12,9 @@ On disk, under ``data_root/layers/DRIVER``:
     tmp/                   layers being written, and layers on their way out; emptied at start
     empty/                 the lower directory of an image without layers
 
-Forms. *erofs*: shown through the tar, nothing extracted. *directory*: extracted. *pending*: a hard link in it names a file that only a
-layer below can hold, so what it means depends on its stack: it stays a tar and is extracted when that stack is acquired.
+Forms. *erofs*: shown through the tar, nothing extracted. *directory*: extracted. *tar*: extracted with its stack. *pending*: a hard link
+in it names a file that only a layer below can hold, so what it means depends on its stack: it stays a tar and is extracted when that stack
+is acquired.
 
 Whatever the form, ``tar`` gives the layer's uncompressed tar byte for byte, so that what was made or loaded here can be pushed and saved.
 
@@ -163,6 +164,8 @@ class LayerDriver(ABC):
     name: ClassVar[str]
     keeps_tar: ClassVar[bool] = False
     """Whether layers normally stay tars."""
+    overlaid: ClassVar[bool] = True
+    """Whether a container's root is an overlay over what ``acquire`` gives; if not, it is a copy of the one directory."""
 
     def __init__(self, root: Path, exec_root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self._root = root / "layers" / self.name

@@ -25,24 +25,26 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED = (errno.ENOTSUP, errno.EPERM, errno.EINVAL)
 _COPY = 1 << 30
+SHIFT = 44
+"""Bodies of the tar with the number N have offsets from ``N << SHIFT`` on: 16 TiB each, more than an archive may have."""
 
 
-def extract(tree: Tree, tar: int, target: Path, lowers: Sequence[Path] = ()) -> None:
-    """Write ``tree`` below ``target``, an existing empty directory; file bodies come from the open file ``tar``.
+def extract(tree: Tree, tar: int | Sequence[int], target: Path, lowers: Sequence[Path] = ()) -> None:
+    """Write ``tree`` below ``target``, an existing empty directory; file bodies come from the open file ``tar`` or several.
 
     ``lowers`` are the layers below, topmost first: hard links to files that only they hold become copies. Raises ``Corrupt`` when such a
     file is nowhere, ``OSError`` when the disk is full or the file system cannot hold the tree.
     """
     root = os.open(target, _DIRECTORY)
     try:
-        _Extractor(tar, root, lowers).run(tree.root)
+        _Extractor([tar] if isinstance(tar, int) else tar, root, lowers).run(tree.root)
     finally:
         os.close(root)
 
 
 class _Extractor:
-    def __init__(self, tar: int, root: int, lowers: Sequence[Path]) -> None:
-        self._tar = tar
+    def __init__(self, tars: Sequence[int], root: int, lowers: Sequence[Path]) -> None:
+        self._tars = tars
         self._root = root
         self._lowers = lowers
         self._placed: dict[Node | bytes, bytes] = {}
@@ -112,9 +114,10 @@ class _Extractor:
             os.close(file)
 
     def _body(self, file: int, offset: int, length: int) -> None:
+        tar, offset = self._tars[offset >> SHIFT], offset & ((1 << SHIFT) - 1)
         end = offset + length
         while offset < end:
-            sent = os.sendfile(file, self._tar, offset, min(end - offset, _COPY))
+            sent = os.sendfile(file, tar, offset, min(end - offset, _COPY))
             if sent == 0:
                 raise OSError(errno.EIO, "layer tar ended early")
             offset += sent
@@ -126,7 +129,7 @@ class _Extractor:
             os.fchown(file, node.uid, node.gid)
         os.fchmod(file, node.mode & 0o7777)
         if node.xattrs:
-            _set_xattrs(file, node.xattrs)
+            set_xattrs(file, node.xattrs)
         os.utime(file, ns=(node.mtime_ns, node.mtime_ns))
 
     @staticmethod
@@ -140,9 +143,9 @@ class _Extractor:
                 if node.target is None:
                     os.chmod(f"/proc/self/fd/{file}", node.mode & 0o7777)
                     if node.xattrs:
-                        _set_xattrs(f"/proc/self/fd/{file}", node.xattrs)
+                        set_xattrs(f"/proc/self/fd/{file}", node.xattrs)
                 elif node.xattrs:
-                    _set_xattrs(os.fsencode(f"/proc/self/fd/{directory}/") + name, node.xattrs, follow=False)
+                    set_xattrs(os.fsencode(f"/proc/self/fd/{directory}/") + name, node.xattrs, follow=False)
             finally:
                 os.close(file)
         os.utime(name, ns=(node.mtime_ns, node.mtime_ns), dir_fd=directory, follow_symlinks=False)
@@ -177,7 +180,7 @@ class _Extractor:
             opened = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 node.size = status.st_size
-                _Extractor(opened, self._root, ())._file(directory, name, node)
+                _Extractor([opened], self._root, ())._file(directory, name, node)
             finally:
                 os.close(opened)
             return
@@ -190,7 +193,7 @@ class _Extractor:
         self._leaf(directory, b"", name, node)
 
 
-def _set_xattrs(target: int | str | bytes, xattrs: dict[bytes, bytes], *, follow: bool = True) -> None:
+def set_xattrs(target: int | str | bytes, xattrs: dict[bytes, bytes], *, follow: bool = True) -> None:
     """Set attributes; one that this file system or kind of file cannot hold is left out, as by Docker."""
     for key, value in xattrs.items():
         try:

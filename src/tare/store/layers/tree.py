@@ -279,6 +279,14 @@ class Tree:
         node = parent.children.get(parts[-1])
         return None if node is None or node.is_whiteout else node
 
+    def locate(self, path: bytes) -> Node | None:
+        """What lies at ``path`` in the finished tree, links in its directories followed inside the root; None when nothing does."""
+        parts = self._clean(path)
+        if not parts:
+            return self.root
+        parent = self._walk(parts[:-1], path, create=False)
+        return parent.children.get(parts[-1]) if parent is not None and parent.children is not None else None
+
     def missing(self) -> dict[bytes, list[Node]]:
         """Hard links still in the tree whose targets are not: target path → the nodes that wait for it."""
         if not self._missing:
