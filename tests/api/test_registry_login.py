@@ -124,6 +124,36 @@ def test_all_tags_and_a_look_into_the_registry(engine: Daemon, opened: str) -> N
         engine.docker("rmi", *names, check=False)
 
 
+def test_manifest_list_is_the_one_that_docker_makes(engine: Daemon, opened: str, closed: str, settings: dict[str, str]) -> None:
+    """Made, annotated and pushed with both tools, also to another repository; then into a registry that wants a password."""
+    images = [f"{opened}/part:{architecture}" for architecture in ("one", "two")]
+    for name in images:
+        engine.docker("tag", "busybox", name)
+    try:
+        for name in images:
+            engine.docker("push", "-q", name)
+        digests = []
+        for call, target in ((engine.docker, f"{opened}/theirs:1"), (engine.tare, f"{opened}/ours:1")):
+            assert call("manifest", "create", "--insecure", target, *images, env=settings).stdout == f"Created manifest list {target}\n"
+            call("manifest", "annotate", target, images[1], "--arch", "arm64", "--variant", "v8", env=settings)
+            *_, digest = call("manifest", "push", "--insecure", "-p", target, env=settings).stdout.split()
+            digests.append(digest)
+        assert digests[0] == digests[1]
+        shown = engine.tare("manifest", "inspect", f"{opened}/theirs:1", env=settings).stdout
+        assert shown.strip() == engine.docker("manifest", "inspect", "--insecure", f"{opened}/ours:1", env=settings).stdout.strip()
+        assert (
+            engine.tare("manifest", "push", f"{opened}/ours:1", check=False, env=settings).stderr == f"No such manifest: {opened}/ours:1\n"
+        )
+        engine.tare("login", "-u", "alice", "--password-stdin", closed, input="x", env=settings)
+        engine.tare("manifest", "create", f"{closed}/elsewhere", *images, env=settings)
+        engine.tare("manifest", "push", f"{closed}/elsewhere", env=settings)
+        engine.docker("rmi", *images)
+        engine.tare("pull", "-q", f"{closed}/elsewhere", env=settings)
+        engine.docker("rmi", f"{closed}/elsewhere")
+    finally:
+        engine.docker("rmi", *images, check=False)
+
+
 class Background:
     """A fake registry on an event loop of its own, beside a test that is not asynchronous."""
 

@@ -12,14 +12,16 @@ from aiohttp import web
 
 from distribution_world import World
 from fake_registry import FakeRegistry, TokenServer, error, serving
-from image_builder import BuiltImage, build_image, sha256
+from image_builder import BuiltImage, build_image, build_index, sha256
 from tare.distribution import retry, upload
 from tare.distribution.auth import Credentials
 from tare.distribution.compress import Compression
 from tare.distribution.decompress import decompress
+from tare.distribution.indexes import publish_index
 from tare.distribution.progress import Progress, silent
 from tare.errors import InvalidArgument, NotFound, Upstream
 from tare.oci.platform import Platform
+from tare.oci.reference import Reference
 
 CHUNK = 64 << 10
 NOISE = random.Random(8).randbytes(CHUNK * 3 + 99)
@@ -252,3 +254,32 @@ def test_encoders_give_back_what_they_took(text: str) -> None:
 def test_unknown_compressions(text: str) -> None:
     with pytest.raises(InvalidArgument, match="compression"):
         Compression.parse(text)
+
+
+# --- indexes
+
+
+async def test_index_over_several_registries(world: World, target: FakeRegistry) -> None:
+    """Its images come from the repository itself, from a neighbour (mounted) and from another registry (copied); the index goes last."""
+    own = target.add(build_image({"a": b"1"}), name="copy", tag="amd64")
+    async with serving() as source:
+        arm = source.add(build_image({"noise": NOISE}, architecture="arm64", compression="none"), name="arm")
+        raw, media_type = build_index({"linux/amd64": own, "linux/arm64": arm})
+        sources = [Reference.parse(f"{target.address}/copy@{own.digest}"), Reference.parse(f"{source.address}/arm@{arm.digest}")]
+        name = Reference.parse(f"{target.address}/copy:all")
+        digest = await publish_index(world.images.registry, name, raw, media_type, sources, {})
+    assert str(digest) == sha256(raw) and target.manifests["copy:all"] == (raw, media_type)
+    assert target.manifests[f"copy:{arm.digest}"] == (arm.manifest, arm.media_type) and arm.blobs.items() <= target.blobs.items()
+    assert [request[1] for request in target.requests if request[0] == "PUT"][-1] == "/v2/copy/manifests/all"
+    assert not world.leftovers()
+    with pytest.raises(InvalidArgument, match="its source is not named"):
+        await publish_index(world.images.registry, name, raw, media_type, sources[:1], {})
+
+
+async def test_index_with_a_missing_image_is_not_published(world: World, target: FakeRegistry) -> None:
+    built = build_image({"a": b"1"})
+    raw, media_type = build_index({"linux/amd64": built})
+    source = Reference.parse(f"{target.address}/copy@{built.digest}")
+    with pytest.raises(NotFound):
+        await publish_index(world.images.registry, source.repository, raw, media_type, [source], {})
+    assert not target.manifests

@@ -69,6 +69,25 @@ class Credentials:
         return cls(username, password, found.identitytoken, found.registrytoken, found.serveraddress)
 
 
+def decode_all(header: str) -> dict[str, Credentials]:
+    """Read an ``X-Registry-Config`` header: credentials by server address, given back by the domain of the references they are for."""
+    if not header:
+        return {}
+    if len(header) > HEADER_LIMIT:
+        raise InvalidArgument("X-Registry-Config is too long")
+    try:
+        raw = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
+        entries = msgspec.json.decode(raw, type=dict[str, _AuthConfig]) if raw.strip() not in (b"", b"null") else {}
+    except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidArgument(f"invalid X-Registry-Config header: {error}") from None
+    found = {}
+    for server, entry in entries.items():
+        user, password = (entry.username, entry.password) if entry.username or not entry.auth else _split_auth(entry.auth)
+        credentials = Credentials(user, password, entry.identitytoken, entry.registrytoken, entry.serveraddress or server)
+        found[credentials.domain] = credentials
+    return found
+
+
 class _AuthConfig(msgspec.Struct):
     username: str = ""
     password: str = ""

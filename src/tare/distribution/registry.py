@@ -179,6 +179,17 @@ class Registry:
             platforms = [parse_config(await _fetch_small(repository, document.config)).platform()]
         return Inspected(document.media_type, fetched.digest, len(fetched.raw), tuple(platforms))
 
+    async def manifest(self, reference: Reference, credentials: Credentials | None = None) -> tuple[bytes, str]:
+        """A manifest or index as it is in its registry, and its media type."""
+        reference = reference.with_default_tag()
+        transport = await self.transport()
+        from tare.distribution.answers import translate_plain
+        from tare.distribution.remote import Repository
+
+        repository = Repository(transport, self.policy, reference, credentials or Credentials(), translate_plain)
+        fetched = await repository.manifest(reference.digest or reference.tag or "")
+        return fetched.raw, parse_manifest(fetched.raw, fetched.media_type).media_type
+
     async def tags(self, reference: Reference, credentials: Credentials | None = None) -> list[str]:
         """All tags of a repository."""
         return await (await self.repository(reference, credentials)).tags()

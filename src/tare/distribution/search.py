@@ -14,7 +14,7 @@ import msgspec
 from tare.distribution.access import Access
 from tare.distribution.bodies import read_limited
 from tare.distribution.endpoints import Endpoint
-from tare.errors import InvalidArgument, TareError, Unsupported, Upstream
+from tare.errors import InvalidArgument, Unsupported, Upstream
 from tare.oci.reference import DEFAULT_DOMAIN
 
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ class _Asking:
         await self._access.connect()
         url = self._access.base + path
         transport = await self._registry.transport()
-        try:
-            await self._access.ready("GET", url)
-        except TareError:
-            return 401, b""
+        await self._access.ready("GET", url)
         used = self._access.authorization
         async with transport.request("GET", url, self._access.headers(), verify=self._endpoint.verify) as response:
             if response.status != 401:

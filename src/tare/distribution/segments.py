@@ -62,7 +62,7 @@ class SegmentedBlob:
         size = self._descriptor.size
         if size - offset < WORTHWHILE:
             async with self._repository.blob(self._descriptor, offset) as stream:
-                async with aclosing(_from(stream.chunks, offset - stream.offset)) as chunks:
+                async with aclosing(from_offset(stream.chunks, offset - stream.offset)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             return
@@ -92,7 +92,7 @@ class SegmentedBlob:
                 self._asked = self._descriptor.size
             else:
                 self._fill()
-            async with aclosing(_from(stream.chunks, offset - stream.offset)) as chunks:
+            async with aclosing(from_offset(stream.chunks, offset - stream.offset)) as chunks:
                 async for chunk in chunks:
                     offset += len(chunk)
                     yield chunk
@@ -137,7 +137,7 @@ class SegmentedBlob:
         self._coming.clear()
 
 
-async def _from(chunks: AsyncIterator[bytes], skip: int) -> AsyncGenerator[bytes, None]:
+async def from_offset(chunks: AsyncIterator[bytes], skip: int) -> AsyncGenerator[bytes, None]:
     """The chunks without their first ``skip`` bytes."""
     async for chunk in chunks:
         fresh = chunk[skip:] if skip else chunk

@@ -66,3 +66,12 @@ class AuthConfig(msgspec.Struct, rename="lower", kw_only=True):
     identitytoken: str = ""
     registrytoken: str = ""
 
+
+class IndexToPublish(msgspec.Struct, rename="camel", kw_only=True):
+    """``PUT /distribution/NAME/manifest`` (our own): an index and where its manifests are."""
+
+    index: str
+    """The document itself, byte for byte."""
+    media_type: str = ""
+    sources: list[str] = []
+    """References by digest."""

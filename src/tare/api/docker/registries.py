@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from tare.api.docker.params import json_body, json_response
 from tare.api.docker.platforms import platform_parameter
 from tare.api.docker.progress import ProgressFeed, follow
-from tare.distribution.auth import Credentials
+from tare.distribution.auth import Credentials, decode_all
 from tare.distribution.compress import Compression
+from tare.distribution.indexes import publish_index
 from tare.errors import InvalidArgument
 from tare.http.message import Request, Response
 from tare.oci.platform import Platform
@@ -48,6 +49,21 @@ class RegistryHandlers:
         platforms = [_platform(platform) for platform in found.platforms]
         descriptor = {"mediaType": found.media_type, "digest": str(found.digest), "size": found.size}
         return json_response({"Descriptor": descriptor, "Platforms": platforms})
+
+    async def manifest(self, request: Request) -> Response:
+        """Our own: a manifest or index as it is in its registry."""
+        reference = Reference.parse(request.params["name"])
+        raw, media_type = await self._images.registry.manifest(reference, _credentials(request))
+        return Response(200, raw, media_type)
+
+    async def publish(self, request: Request) -> Response:
+        """Our own: publish an index of images that are in registries already (``tare manifest push``)."""
+        target = Reference.parse(request.params["name"])
+        given = await json_body(request, wire.IndexToPublish)
+        credentials = decode_all(request.headers.get("x-registry-config", ""))
+        sources = [Reference.parse(source) for source in given.sources]
+        digest = await publish_index(self._images.registry, target, given.index.encode(), given.media_type, sources, credentials)
+        return json_response({"Digest": str(digest)}, 201)
 
     async def pull(self, request: Request) -> None:
         query = request.query
