@@ -130,6 +130,7 @@ VALUES = {
     "*.HostConfig.Cap*": "capabilities are shown with CAP_ since 28",
     "*.Aliases": "a container that was never started shows its short id too since 25.0",
     "*.Gateway": "which pool is free",
+    "*.IPPrefixLen": "likewise",
     ".ExitCode": "of an exec: a program that is not there is 127 since 23.0",
     "logs http 1.0: .head*": "HTTP/1.1 and the end of the connection are announced to an HTTP/1.0 client, the type of logs since 1.42",
     "*.Driver": "layers are kept in another way",

@@ -71,6 +71,7 @@ class NetworkHandlers:
 
     def __init__(self, engine: Engine) -> None:
         self._networks = engine.networks
+        self._events = engine.events
         self._containers = engine.containers
 
     async def list(self, request: Request) -> Response:
@@ -145,7 +146,11 @@ class NetworkHandlers:
             raise Forbidden(HOST_NETWORK)
         if network.name not in container.record.networks:
             raise Forbidden(f"container {container.id} is not connected to network {network.name}")
+        linked = container.running
         await self._containers.disconnect(container, network.name)
+        if not linked:  # there was no link to announce the end of; dockerd tells of the record's change all the same
+            attributes = {"container": container.id, "name": network.name, "type": network.driver}
+            self._events.publish("network", "disconnect", network.id, attributes)
         return Response(status=200)
 
     @staticmethod
