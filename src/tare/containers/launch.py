@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tare.containers import links, logdrivers
+from tare.containers import cdi, links, logdrivers
 from tare.containers.execs import exec_environment
 from tare.containers.links import Linked
+from tare.containers.machine import this_machine
 from tare.containers.mounting import ContainerMounts
 from tare.containers.spec import exec_process, runtime_config
 from tare.containers.task import Attachment, DirectoryRoot, Launch, LogTarget, OverlayRoot, Rootfs, Stdio, VethLink
@@ -182,6 +183,9 @@ class Launcher:
             self._write_files(record, mode, connections)
             mounts, propagation = await self._mounts(record, mode)
             launch = self._launch(record, mode, root, mounts, connections, attachments, await self._log_target(record))
+            if requests := record.host_config.device_requests:
+                known = cdi.specifications()
+                cdi.inject(launch.config, cdi.edits_of(cdi.names_of(requests, known), known), this_machine())
             if propagation:
                 launch.config["linux"]["rootfsPropagation"] = propagation
             return launch

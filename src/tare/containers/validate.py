@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tare.containers import resources
+from tare.containers import cdi, resources
 from tare.containers.health import RESTART_ANNOTATION
 from tare.containers.machine import Machine, parse_list, this_machine
 from tare.containers.security_options import (
@@ -124,9 +124,8 @@ def _check_modes(host: HostConfig) -> None:
     if host.isolation not in ("", "default"):
         raise InvalidArgument(f'invalid isolation "{host.isolation}": linux only supports "default"')
     if host.device_requests:
-        request = host.device_requests[0]
-        wanted = ",".join(f"[{' '.join(group)}]" for group in request.capabilities or ())
-        raise InvalidArgument(f'could not select device driver "{request.driver}" with capabilities: [{wanted}]')
+        known = cdi.specifications()
+        cdi.edits_of(cdi.names_of(host.device_requests, known), known)
 
 
 def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:
