@@ -19,6 +19,7 @@ from tare.distribution.auth import Credentials
 from tare.distribution.endpoints import HUB, RegistryPolicy
 from tare.distribution.proxies import bypassed, proxy_for
 from tare.distribution.registry_rules import read_rules
+from tare.distribution.transport import Transport
 from tare.errors import Forbidden, InvalidArgument, MissingCredentials, Unauthorized, Unavailable, Upstream
 from tare.oci.reference import Reference
 
@@ -213,6 +214,25 @@ blocked = true
             await world.images.pull("bad.invalid/app")
     finally:
         await world.close()
+
+
+async def test_a_dead_mirror_is_tried_once_for_a_pull(registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.add(build_image({"a": b"1"}, {"b": b"2"}, {"c": b"3"}))
+    (tmp_path / "r.toml").write_text(f'[[registry]]\nprefix = "{registry.address}"\n[[registry.mirror]]\nlocation = "127.0.0.1:1"\n')
+    tries: list[str] = []
+    real = Transport.open
+
+    async def watched(self: Transport, method: str, url: str, *rest: object, **more: object) -> object:
+        tries.append(url)
+        return await real(self, method, url, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transport, "open", watched)
+    world = World(tmp_path, registry_config=tmp_path / "r.toml")
+    try:
+        assert (await world.images.pull(f"{registry.address}/app")).tags
+    finally:
+        await world.close()
+    assert [url for url in tries if "127.0.0.1:1/" in url] == ["https://127.0.0.1:1/v2/", "http://127.0.0.1:1/v2/"]
 
 
 def test_rules_by_prefix() -> None:

@@ -105,7 +105,10 @@ class Access:
                 return  # somebody else has just renewed it
             schemes = {challenge.scheme: challenge for challenge in self._challenges}
             if "bearer" in schemes:
-                self.authorization = "Bearer " + await self._token(schemes["bearer"], self._scope(schemes["bearer"]))
+                try:
+                    self.authorization = "Bearer " + await self._token(schemes["bearer"], self._scope(schemes["bearer"]))
+                except Unauthorized as error:
+                    raise Unauthorized(f'{method.capitalize()} "{url}": {error}') from None
             elif "basic" in schemes and self._credentials.username:
                 self.authorization = self._credentials.basic()
             elif "basic" in schemes:

@@ -66,6 +66,7 @@ class Repository:
         explain: Callable[[Answer, Reference], TareError] = translate,
     ) -> None:
         self.reference = reference
+        self._given_up: set[Host] = set()
         self._hosts = [
             Host(transport, endpoint, reference, credentials if endpoint.takes_credentials else Credentials(), explain)
             for endpoint in policy.endpoints(reference.domain, reference.path)
@@ -91,6 +92,7 @@ class Repository:
             try:
                 response, start = await host.open_blob(descriptor, offset, end)
             except (NotFound, Unavailable, Unauthorized, ResourceExhausted) as failure:
+                self._note(host, failure)
                 error = failure
                 continue
             try:
@@ -103,14 +105,21 @@ class Repository:
     def _serving(self, *, by_digest: bool) -> list[Host]:
         """The places for this kind of request; the registry itself is always the last."""
         skipped = "tag-only" if by_digest else "digest-only"
-        return [host for host in self._hosts[:-1] if host.endpoint.pull_from != skipped] + self._hosts[-1:]
+        mirrors = [host for host in self._hosts[:-1] if host.endpoint.pull_from != skipped and host not in self._given_up]
+        return mirrors + self._hosts[-1:]
+
+    def _note(self, host: Host, failure: TareError) -> None:
+        """A mirror that cannot be reached is not tried again for every layer: each try may cost a timeout."""
+        if isinstance(failure, Unreachable):
+            self._given_up.add(host)
 
     async def _first(self, ask: Callable[[Host], Awaitable[_T]], *, by_digest: bool) -> _T:
         *mirrors, registry = self._serving(by_digest=by_digest)
         for host in mirrors:
             try:
                 return await ask(host)
-            except TareError:
+            except TareError as failure:
+                self._note(host, failure)
                 continue  # a mirror that fails in any way is passed over; the registry itself has the last word
         return await retrying(lambda: ask(registry))
 
