@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,9 @@ def stage() -> Iterator[Daemon]:
 
 
 def play(command: str, daemon: Daemon, lines: list[str], directory: Path) -> list[tuple[int, str, str]]:
-    """Every line's exit code, output and errors."""
+    """Every line's exit code, output and errors, from an empty directory and without what another scene left."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
     (directory / "env").write_text("E1=one\n# comment\nHOME\nE2=two words\n")
     environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "LANG": "C.UTF-8"}
     results = []
@@ -78,14 +81,16 @@ def play(command: str, daemon: Daemon, lines: list[str], directory: Path) -> lis
         )
         results.append((done.returncode, blank(done.stdout), blank(done.stderr)))
     daemon.remove_all()
+    daemon.docker("volume", "prune", "-af")
+    daemon.docker("network", "prune", "-f")
     return results
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_scene(stage: Daemon, scene: str, tmp_path: Path) -> None:
     assert DOCKER is not None
-    theirs = play(DOCKER, stage, SCENES[scene], tmp_path)
-    ours = play(str(BIN / "tare"), stage, SCENES[scene], tmp_path)
+    theirs = play(DOCKER, stage, SCENES[scene], tmp_path / "stage")
+    ours = play(str(BIN / "tare"), stage, SCENES[scene], tmp_path / "stage")
     different = [
         f"{line}\n  docker: {them}\n  tare:   {us}" for line, them, us in zip(SCENES[scene], theirs, ours, strict=True) if them != us
     ]
@@ -100,6 +105,8 @@ def test_scene(stage: Daemon, scene: str, tmp_path: Path) -> None:
         ("container lst", "Did you mean 'ls'?"),
         ("run --rm --detach-keys bad -i busybox true", "invalid detach keys (bad)"),  # docker: unable to upgrade to tcp, received 400
         ("run --rm --use-api-socket busybox true", "--use-api-socket is not supported"),
+        ("checkpoint ls x", "not offered by Tare"),
+        ("start --checkpoint x y", "not offered by Tare"),
         ("swarm init", "Tare runs containers on one machine"),
         ("trust inspect busybox", "Docker Content Trust"),
         ("plugin install x", "what Tare plugs in is built in"),

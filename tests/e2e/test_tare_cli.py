@@ -86,6 +86,11 @@ def test_detached_by_keys_and_attached_again(engine: Daemon) -> None:
     terminal.expect("42")
     terminal.type("\x10\x11")
     assert terminal.wait() == 0
+    terminal = Terminal(TARE, "-H", engine.host, "attach", "--detach-keys", "q", "--sig-proxy=false", "keys")
+    terminal.type("\recho $((30+3))\r")
+    terminal.expect("33")
+    terminal.type("q")
+    assert terminal.wait() == 0
     terminal = Terminal(TARE, "-H", engine.host, "exec", "-it", "keys", "sh", "-c", "read x; echo got $x; exit 4")
     terminal.type("it\r")
     terminal.expect("got it")
@@ -283,6 +288,13 @@ def test_over_ssh(engine: Daemon, ssh: Path, tmp_path: Path) -> None:
     for bad in ("ssh://-oProxyCommand=x", "ssh://a:secret@b", "ssh://"):
         refused = tare("-H", bad, "ps", home=tmp_path, env=path)
         assert refused.returncode == 1 and "Failed to initialize" in refused.stderr and "secret" not in refused.stderr
+
+
+def test_a_platform_is_pushed_only_when_it_is_the_images(engine: Daemon) -> None:
+    engine.tare("tag", "busybox", "localhost:1/only")
+    done = engine.tare("push", "--platform", "linux/s390x", "--disable-content-trust", "localhost:1/only", check=False)
+    engine.tare("rmi", "localhost:1/only")
+    assert done.returncode == 1 and "does not match the specified platform: wanted linux/s390x" in done.stderr
 
 
 def test_headers_and_formats_of_the_configuration(engine: Daemon, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ _OPERANDS = {
     **dict.fromkeys((f"context {verb}" for verb in ("export", "inspect", "rm", "update", "use")), "contexts"),
     **dict.fromkeys((f"volume {verb}" for verb in ("inspect", "rm", "update")), "volumes"),
     "network inspect": "networks", "network rm": "networks", "network connect": "networks", "network disconnect": "networks",
-    "checkpoint create": "running", "checkpoint ls": "containers", "checkpoint rm": "containers", "completion": "shells",
+    "completion": "shells",
     "build": "directories", "image build": "directories", "builder build": "directories", "import": "files", "image import": "files",
 }  # fmt: skip
 """What a command's operands are, by its name without ``container``."""

@@ -64,7 +64,6 @@ OTHER = {
 }
 MANAGEMENT = {
     "builder": "Manage builds",
-    "checkpoint": "Manage checkpoints",
     "container": "Manage containers",
     "context": "Manage contexts",
     "daemon": "Manage the Tare daemon on this machine",
@@ -80,6 +79,7 @@ REFUSED = {
         ("config", "node", "secret", "service", "stack", "swarm"),
         "needs a Swarm cluster: Tare runs containers on one machine and is no Swarm manager",
     ),
+    "checkpoint": "is not offered by Tare: stop the container instead, and keep what matters to it in a volume",
     "trust": "is about Docker Content Trust (Notary v1), which its registries have switched off; name images by digest instead",
     "buildx": "is a plugin of the docker command; 'tare build' builds without it",
     **dict.fromkeys(
@@ -94,11 +94,6 @@ _CONTAINER_VERBS = (
 )
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "builder": {},
-    "checkpoint": {
-        "create": ("tare.cli.checkpoint", "CREATE", "Create a checkpoint from a running container"),
-        "ls": ("tare.cli.checkpoint", "LS", "List checkpoints for a container"),
-        "rm": ("tare.cli.checkpoint", "RM", "Remove a checkpoint"),
-    },
     "container": {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),
         "ls": COMMON["ps"],

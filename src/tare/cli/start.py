@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def _start(context: Context, options: Options) -> int:
-    if options.text("checkpoint") and len(options.operands) > 1:
-        raise CliError("you cannot restore multiple containers at once")
+    if options.text("checkpoint") or options.text("checkpoint-dir"):
+        raise CliError("--checkpoint is not offered by Tare: keep what matters to a container in a volume")
     if options.on("attach") or options.on("interactive"):
         if len(options.operands) > 1:
             raise CliError("you cannot start and attach multiple containers at once")
@@ -28,7 +28,7 @@ def _start(context: Context, options: Options) -> int:
     failed = []
     for name in options.operands:
         try:
-            client.call("POST", path(name, "start"), _checkpoint(options))
+            client.call("POST", path(name, "start"))
             sys.stdout.write(name + "\n")
             sys.stdout.flush()
         except Unreachable:
@@ -39,10 +39,6 @@ def _start(context: Context, options: Options) -> int:
     if failed:
         raise CliError(f"Error: failed to start containers: {', '.join(failed)}")
     return 0
-
-
-def _checkpoint(options: Options) -> dict[str, object]:
-    return {"checkpoint": options.text("checkpoint"), "checkpoint-dir": options.text("checkpoint-dir")}
 
 
 def _attached(context: Context, options: Options) -> int:
@@ -61,7 +57,7 @@ def _attached(context: Context, options: Options) -> int:
         status = ExitStatus(client, identifier, removed=removed)
 
         def begin() -> None:
-            client.call("POST", path(identifier, "start"), _checkpoint(options))
+            client.call("POST", path(identifier, "start"))
             if tty:
                 follow_size(handlers, client, path(identifier, "resize"))
 

@@ -60,11 +60,12 @@ def add_system(routes: Routes, system: SystemHandlers) -> None:
     routes.add("GET", "/version", plain(system.version))
     routes.add("GET", "/info", system.info)
     routes.add("GET", "/events", system.events)
-    for method, path in (("POST", "/build"), ("POST", "/session"), ("POST", "/grpc"), ("POST", "/build/prune"), ("POST", "/build/cancel")):
+    for method, path in (("POST", "/build"), ("POST", "/session"), ("POST", "/grpc"), ("POST", "/build/cancel")):
         routes.add(method, path, plain(system.no_builder))
 
 
 def add_absent(routes: Routes) -> None:
+    routes.add("POST", "/build/prune", plain(absent.build_prune))
     routes.add("OPTIONS", "/{path:*}", plain(absent.options))
     for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
         routes.add(method, f"/containers/{{id}}/checkpoints{path}", plain(absent.checkpoint))
