@@ -368,6 +368,25 @@ async def user_networks(root: Path) -> None:
     del servers
 
 
+async def rules_taken_away(root: Path) -> None:
+    """Rules that somebody flushed, or a table that somebody emptied, are put back without being asked for."""
+    build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    connection = await engine.networks.connect(cid(1), "web", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
+    for command in (["flush", "ruleset"], ["flush", "table", "ip", f"tare_{connection.bridge}"]):
+        await asyncio.to_thread(subprocess.run, ["nft", *command], check=True)
+        for _ in range(100):
+            text = nft("list ruleset")
+            if "tcp . 8080 : " in text and "masquerade" in text:
+                break
+            await asyncio.sleep(0.05)
+        assert "tcp . 8080 : " in text and "masquerade" in text, (command, text)
+    await engine.networks.disconnect(cid(1))
+    await engine.close()
+    assert nft("list ruleset") == ""
+
+
 async def dropping_host(root: Path) -> None:
     """A host whose FORWARD chain drops by policy (dockerd, ufw): we are let through; its own drop rules hold."""
     outside = build_outside()

@@ -31,13 +31,19 @@ class Watch:
         self._watch = RuleWatch()
         asyncio.get_running_loop().add_reader(self._watch, self._on_change)
 
-    async def close(self) -> None:
+    def stop(self) -> None:
+        """Look no more."""
         if self._watch is not None:
             asyncio.get_running_loop().remove_reader(self._watch)
             self._watch.close()
             self._watch = None
         if self._task is not None:
             self._task.cancel()
+
+    async def close(self) -> None:
+        """Look no more, and wait for a look that is under way."""
+        self.stop()
+        if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _on_change(self) -> None:

@@ -115,7 +115,8 @@ class NameServer:
             listener.bind(str(self.path))
             os.chmod(self.path, 0o600)
             listener.listen(256)
-            command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_SOURCE), str(listener.fileno())]
+            # The path is for whoever reads the list of processes.
+            command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_SOURCE), str(listener.fileno()), str(self.path)]
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[listener.fileno()],
