@@ -112,15 +112,16 @@ class Launcher:
                 # A 404 would tell clients that the image is missing.
                 raise InvalidArgument(f"could not get container for {link.target}: {error}") from None
 
-    def _linked(self, record: Record) -> list[Linked]:
-        """The containers that a start on the default bridge is linked with. Raises when one does not run."""
+    def _linked(self, record: Record, *, all_run: bool = False) -> list[Linked]:
+        """The containers that one on the default bridge is linked with. With ``all_run`` raises when one does not run."""
         found = []
         for link in links.links_of(record.host_config):
             other = self._resolve(link.target)
             address = links.address_on_bridge(self._networks.connections(other.id))
-            if not other.running or not address:
+            if all_run and not (other.running and address):
                 raise StartFailed(f"Cannot link to a non running container: /{other.name} AS /{record.name}/{link.alias}", 128)
-            found.append(Linked(link.alias, other.record, address))
+            if address:
+                found.append(Linked(link.alias, other.record, address))
         return found
 
     def _tell_linked(self, record: Record) -> None:
@@ -156,7 +157,7 @@ class Launcher:
         """``GraphDriver`` of ``inspect``: the merged directory exists only inside the container's own mount namespace."""
         path = self._snapshots.path(record.id)
         if self._snapshots.copies:
-            return {"Name": record.driver, "Data": {"Dir": str(path / "upper")}}
+            return {"Name": record.driver, "Data": {"Dir": str(path / "whole")}}
         names = {"MergedDir": "merged", "UpperDir": "upper", "WorkDir": "work"}
         return {"Name": record.driver, "Data": {key: str(path / name) for key, name in names.items()}}
 
@@ -234,7 +235,7 @@ class Launcher:
 
     def _with_links(self, record: Record) -> Config:
         """The config with the variables of links before its own, which count more."""
-        linked = self._linked(record)
+        linked = self._linked(record, all_run=True)
         if not linked:
             return record.config
         told = links.environment(record.name, linked)
