@@ -146,6 +146,18 @@ async def test_inspect_in_the_registry(registry: FakeRegistry, world: World) -> 
     assert not world.leftovers()
 
 
+async def test_a_lone_image_for_another_platform_is_pulled_with_a_warning(registry: FakeRegistry, world: World) -> None:
+    """As with dockerd: an index has to offer the platform, a lone image is taken and creating a container refuses it."""
+    built = registry.add(build_image(FILES, architecture="s390x"))
+    told: list[str] = []
+    image = await world.images.pull(f"{registry.address}/app", "linux/arm64", progress=lambda progress: told.append(progress.status))
+    assert image.id == built.image_id
+    assert told[-1] == (
+        f"WARNING: image with reference {registry.address}/app:latest was found but does not match the specified platform: "
+        "wanted linux/arm64, actual: linux/s390x"
+    )
+
+
 # --- certificates
 
 

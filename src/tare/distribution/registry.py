@@ -129,7 +129,7 @@ class Registry:
         pin: Pin | None = None,
         known: Callable[[Digest], bool] = lambda image_id: False,
     ) -> Pulled:
-        """Make the image available. ``platform`` defaults to this machine's; a given one must match.
+        """Make the image available. ``platform`` chooses in an index; by default it is this machine's. A lone image is taken as it is.
 
         Nothing is told of the layers of an image that is ``known`` already (only missing ones are fetched again), as with dockerd.
         """
@@ -237,7 +237,7 @@ class Registry:
         check_supported(document)
         config = await self._config(repository, document.config, pin)
         check_config(document, config)
-        _check_platform(config, platform, reference)
+        _check_system(config)
         stored.append(document.config.digest)
         return Pulled(reference, top, digest, document, config, tuple(stored))
 
@@ -353,11 +353,6 @@ def _choose(index: Index, wanted: Platform) -> Digest:
     return index.manifests[position].digest
 
 
-def _check_platform(config: ImageConfig, platform: Platform | None, reference: Reference) -> None:
+def _check_system(config: ImageConfig) -> None:
     if config.os and config.os.lower() != "linux":
         raise Unsupported(f'image operating system "{config.os}" cannot be used on this platform')
-    if platform is not None and not platform.runs(config.platform()):
-        raise NotFound(
-            f"image with reference {reference.familiar()} was found but does not match the specified platform: "
-            f"wanted {platform}, actual: {config.platform()}"
-        )

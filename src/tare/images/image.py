@@ -121,6 +121,11 @@ class Image:
         return found
 
 
+def platform_mismatch(name: str, wanted: Platform, actual: Platform) -> str:
+    """What is said of an image that is not for the platform that was asked for."""
+    return f"image with reference {name} was found but does not match the specified platform: wanted {wanted}, actual: {actual}"
+
+
 @dataclass(frozen=True)
 class Removal:
     """One thing that deleting an image did."""

@@ -27,7 +27,7 @@ from tare.distribution.sharing import SharedTasks
 from tare.errors import InvalidArgument, MissingCredentials, NotFound, TareError
 from tare.events import EventBus
 from tare.images.garbage import Garbage, Pins
-from tare.images.image import ImageRecord
+from tare.images.image import ImageRecord, platform_mismatch
 from tare.images.layertar import pack
 from tare.images.names import Names
 from tare.oci import media_types
@@ -168,10 +168,7 @@ class Publisher:
     def _check_platform(self, target: Reference, image_id: str, platform: Platform | None) -> None:
         actual = parse_config(self._content.read(Digest.parse(image_id))).platform()
         if platform is not None and not platform.runs(actual):
-            raise NotFound(
-                f"image with reference {target.familiar()} was found but does not match the specified platform: "
-                f"wanted {platform}, actual: {actual}"
-            )
+            raise NotFound(platform_mismatch(target.familiar(), platform, actual))
 
     async def _push(self, push: Push, target: Reference, image_id: str, blobs: Blobs, pins: Pins, compression: Compression | None) -> None:
         record = self._need(image_id)

@@ -36,7 +36,7 @@ from tare.images.check import Checker, Findings
 from tare.images.committing import Step, child_config, store_layer
 from tare.images.filters import select
 from tare.images.garbage import Freed, Garbage
-from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch
+from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch, platform_mismatch
 from tare.images.importing import import_layer
 from tare.images.names import Names, digests_of, tags_of
 from tare.images.publishing import Publisher
@@ -161,10 +161,7 @@ class Images:
         """Refuse an image that is for another platform than the one that was asked for."""
         wanted = Platform.parse(platform) if isinstance(platform, str) else platform
         if not wanted.runs(image.platform()):
-            raise NotFound(
-                f"image with reference {name} was found but does not match the specified platform: "
-                f"wanted {wanted}, actual: {image.platform()}"
-            )
+            raise NotFound(platform_mismatch(name, wanted, image.platform()))
 
     # --- coming
 
@@ -224,6 +221,8 @@ class Images:
         report(Progress(f"Digest: {pulled.digest}"))
         fresh = "Image is up to date for" if before == image.id else "Downloaded newer image for"
         report(Progress(f"Status: {fresh} {name}"))
+        if platform is not None and not platform.runs(image.platform()):  # only a lone image gets this far; creating a container refuses it
+            report(Progress(f"WARNING: {platform_mismatch(name, platform, image.platform())}"))
         self._publish("pull", name, reference.familiar_name, image.labels)
         return image
 
