@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import msgspec
 from tare.errors import NotFound, TareError
 from tare.images.check import Checker
 from tare.store.content import ContentStore
-from tare.store.layers.choice import DRIVERS, on_disk
+from tare.store.layers.choice import DRIVERS, known, on_disk
 from tare.store.layers.driver import LayerDriver
 from tare.store.lock import DataRootLock
 from tare.store.metadata import Metadata
+from tare.store.migration import Migration
 
 
 @contextmanager
@@ -52,10 +53,22 @@ def _driver(root: Path, name: str) -> Iterator[LayerDriver]:
 
 def fsck(root: Path, repair: bool) -> dict[str, Any]:
     """Check, and perhaps repair, an idle data root."""
-    with _owned(root), _driver(root, on_disk(root)) as layers:
+    with _owned(root), _driver(root, on_disk(root) or next(iter(DRIVERS))) as layers:
         metadata = Metadata(root / "metadata.db")
         try:
             return asdict(Checker(root, metadata, ContentStore(root), layers, repair=repair).run())
+        finally:
+            metadata.close()
+
+
+def migrate(root: Path, target: str) -> dict[str, Any]:
+    """Convert an idle data root to another layer driver."""
+    name = known(target)
+    with _owned(root), ExitStack() as opened, tempfile.TemporaryDirectory(prefix="tare-maintenance-") as scratch:
+        DRIVERS[name].probe(root, Path(scratch))
+        metadata = Metadata(root / "metadata.db")
+        try:
+            return asdict(Migration(root, metadata, lambda each: opened.enter_context(_driver(root, each))).run(name))
         finally:
             metadata.close()
 
@@ -67,9 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     check = tasks.add_parser("fsck")
     check.add_argument("--data-root", type=Path, required=True)
     check.add_argument("--repair", action="store_true")
+    conversion = tasks.add_parser("migrate")
+    conversion.add_argument("--data-root", type=Path, required=True)
+    conversion.add_argument("--to", required=True)
     options = parser.parse_args(arguments)
     try:
-        document = fsck(options.data_root, options.repair)
+        document = migrate(options.data_root, options.to) if options.task == "migrate" else fsck(options.data_root, options.repair)
     except (TareError, OSError) as error:
         sys.stdout.buffer.write(msgspec.json.encode({"message": str(error)}) + b"\n")
         return 125

@@ -156,9 +156,10 @@ def test_a_replaced_directory_is_opaque(snapshots: Snapshots, stack: list[Digest
 def test_export_and_commit_keep_everything(snapshots: Snapshots, layers: LayerDriver, tmp_path: Path) -> None:
     rich_tree(tmp_path / "rich")
     snapshots.prepare("c1", [])
-    os.rmdir(tmp_path / "data/snapshots/c1/upper")
-    os.rename(tmp_path / "rich", tmp_path / "data/snapshots/c1/upper")
-    upper = tmp_path / "data/snapshots/c1/upper"
+    upper = snapshots.rootfs("c1").upper
+    os.rmdir(upper)
+    os.rename(tmp_path / "rich", upper)
+    upper = snapshots.rootfs("c1").upper
     os.removexattr(upper / "size4096", "trusted.thing")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(upper / "socket"))
@@ -178,7 +179,7 @@ def test_export_and_commit_keep_everything(snapshots: Snapshots, layers: LayerDr
 def test_hostile_trees(snapshots: Snapshots, tmp_path: Path) -> None:
     """Links that lead out, whiteout names, deep nesting: nothing outside is read, errors are clean."""
     snapshots.prepare("c1", [])
-    upper = tmp_path / "data/snapshots/c1/upper"
+    upper = snapshots.rootfs("c1").upper
     (tmp_path / "secret").write_text("the host's own")
     (upper / "out").symlink_to(tmp_path)
     (upper / "out2").symlink_to(tmp_path / "secret")

@@ -152,6 +152,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "events": OTHER["events"],
         "fsck": ("tare.cli.fsck", "FSCK", "Check blobs, layers, images and containers on the disk, and repair what can be"),
         "info": COMMON["info"],
+        "migrate": ("tare.cli.migrate", "MIGRATE", "Convert an idle data root to another storage driver"),
         "prune": ("tare.cli.prune", "SYSTEM_PRUNE", "Remove unused data"),
     },
     "volume": {

@@ -254,7 +254,7 @@ class Checker:
                 self._problem("container", name or container_id, f"its record is damaged: {error}")
                 continue
             needed.update(diff_ids)
-            if not (self._root / "snapshots" / container_id / "upper").is_dir():
+            if not (self._root / "snapshots" / container_id / ("upper" if self._layers.overlaid else "whole")).is_dir():
                 self._problem("container", name or container_id, "its files are missing: remove it")
             for diff_id in diff_ids:
                 if not self._layer_usable(Digest.parse(diff_id), self._record_with(diff_id)):

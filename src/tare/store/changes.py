@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tare.errors import InvalidArgument
+from tare.linux.constants import O_PATH
 from tare.store.tartree import DEPTH, DIRECTORY, is_opaque, is_whiteout, open_component
 
 
@@ -70,7 +71,7 @@ def _compare_whole(upper: int, lower: int | None, prefix: bytes, changes: list[C
             changed = _compare_directory(upper, lower, path, name, (status, below), changes, depth, _compare_whole)
         else:
             changed = below is None or _differs(upper, lower, name, status, below)
-        if changed:
+        if changed or (lower is not None and _attributes(upper, name) != _attributes(lower, name)):
             changes.append(Change(os.fsdecode(path), ChangeKind.ADDED if below is None else ChangeKind.MODIFIED))
     for gone in os.listdir(lower) if lower is not None else ():
         if os.fsencode(gone) not in names:
@@ -90,6 +91,20 @@ def _differs(upper: int, lower: int | None, name: bytes, status: os.stat_result,
         except OSError:
             return True
     return False
+
+
+def _attributes(directory: int, name: bytes) -> dict[str, bytes]:
+    """The extended attributes of an object; of one that has gone or cannot have them, none."""
+    file = open_component(directory, name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if file is None:
+        return {}
+    try:
+        path = f"/proc/self/fd/{file}"
+        return {key: os.getxattr(path, key) for key in os.listxattr(path)}
+    except OSError:
+        return {}
+    finally:
+        os.close(file)
 
 
 def _compare(upper: int, lower: int | None, prefix: bytes, changes: list[Change], depth: int) -> bool:

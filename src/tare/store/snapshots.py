@@ -3,7 +3,8 @@
 On disk, under ``data_root/snapshots``:
 
     ID/layers      the diff_ids under this snapshot, bottom first, one a line
-    ID/upper/      what the container wrote, in overlayfs's form; with the vfs driver the whole root, a copy
+    ID/upper/      what the container wrote, in overlayfs's form
+    ID/whole/      instead, with the vfs driver: the whole root, which began as a copy of the layers
     ID/work/       overlayfs's own
     .trash/        snapshots on their way out; a crash leaves them here, the next engine deletes them (``leftovers``)
 
@@ -64,6 +65,7 @@ class Snapshots:
         self._root = root / "snapshots"
         self._trash = self._root / ".trash"
         self._layers = layers
+        self._form = "upper" if layers.overlaid else "whole"
         self._lock = threading.Lock()
         self._held: dict[str, tuple[SnapshotRoot, tuple[Digest, ...]]] = {}
         for directory in (self._root, self._trash):
@@ -103,7 +105,7 @@ class Snapshots:
             raise Conflict(f"snapshot {id} exists already") from None
         try:
             (path / "layers").write_text("".join(f"{diff_id}\n" for diff_id in diff_ids))
-            upper = path / "upper"
+            upper = path / self._form
             upper.mkdir()
             if self.copies:
                 self._copy(diff_ids, upper)
@@ -147,7 +149,7 @@ class Snapshots:
         """The lengths of the files that were changed in a copy."""
         changes = self.diff(id)
         seen: set[int] = set()
-        upper = os.open(self._existing(id) / "upper", _DIRECTORY)
+        upper = os.open(self._existing(id) / self._form, _DIRECTORY)
         try:
             for change in changes:
                 if change.kind is ChangeKind.DELETED:
@@ -179,7 +181,7 @@ class Snapshots:
             path = self._existing(id)
             diff_ids = () if self.copies else self.layers(id)
             lower = () if self.copies else self._layers.acquire(diff_ids)[::-1]
-            root = SnapshotRoot(lower, path / "upper", path / "work")
+            root = SnapshotRoot(lower, path / self._form, path / "work")
             self._held[id] = root, diff_ids
             return root
 
@@ -225,7 +227,7 @@ class Snapshots:
         """
         path = self._existing(id)
         if self.copies:
-            with self._copied(path / "upper", writable=writable) as shown:
+            with self._copied(path / self._form, writable=writable) as shown:
                 yield shown
             return
         diff_ids = self.layers(id)
@@ -233,9 +235,9 @@ class Snapshots:
         try:
             if writable:
                 attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
-                mounted = overlay([str(each) for each in lower], str(path / "upper"), str(path / "work"), (), attributes)
+                mounted = overlay([str(each) for each in lower], str(path / self._form), str(path / "work"), (), attributes)
             else:
-                mounted = _view([path / "upper", *lower])
+                mounted = _view([path / self._form, *lower])
             try:
                 yield Path(f"/proc/{os.getpid()}/fd/{mounted}")
             finally:
@@ -244,7 +246,7 @@ class Snapshots:
             self._layers.release(diff_ids)
 
     @contextmanager
-    def _below(self, id: str) -> Iterator[int]:
+    def below(self, id: str) -> Iterator[int]:
         """A descriptor of the layers' merged view, without the upper directory."""
         diff_ids = self.layers(id)
         lower = self._layers.acquire(diff_ids)[::-1]
@@ -268,7 +270,7 @@ class Snapshots:
                 return sum(self._lengths(id))
         seen: set[int] = set()
         total = 0
-        for _, _, names, directory in os.fwalk(self._existing(id) / "upper"):
+        for _, _, names, directory in os.fwalk(self._existing(id) / self._form):
             for name in names:
                 try:
                     status = os.lstat(name, dir_fd=directory)
@@ -281,19 +283,19 @@ class Snapshots:
 
     def diff(self, id: str) -> list[Change]:
         """What the container changed relative to its layers, sorted by path. Walks the upper directory."""
-        upper = os.open(self._existing(id) / "upper", _DIRECTORY)
+        upper = os.open(self._existing(id) / self._form, _DIRECTORY)
         try:
-            with self._below(id) as lower:
+            with self.below(id) as lower:
                 return compare_whole(upper, lower) if self.copies else compare(upper, lower)
         finally:
             os.close(upper)
 
     def changeset(self, id: str) -> Iterator[bytes]:
         """The upper directory as the tar of a layer (``docker commit``): whiteouts and opaque marks in the OCI's form."""
-        upper = os.open(self._existing(id) / "upper", _DIRECTORY)
+        upper = os.open(self._existing(id) / self._form, _DIRECTORY)
         try:
             if self.copies:
-                with self._below(id) as lower:
+                with self.below(id) as lower:
                     changes = [(os.fsencode(change.path)[1:], change.kind) for change in compare_whole(upper, lower)]
                 yield from tar_changes(
                     upper,
