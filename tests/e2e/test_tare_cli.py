@@ -310,6 +310,20 @@ def test_headers_and_formats_of_the_configuration(engine: Daemon, tmp_path: Path
     assert tare("--config", str(elsewhere), "-H", engine.host, "ps", home=tmp_path).stdout.endswith("?\n")
 
 
+def test_proxies_of_the_configuration(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / ".docker").mkdir()
+    known = {"default": {"httpProxy": "http://everywhere:1", "noProxy": "a,b"}, engine.host: {"httpsProxy": "http://here:2"}}
+    (tmp_path / ".docker" / "config.json").write_text(json.dumps({"proxies": known}))
+    shown = tare("-H", engine.host, "run", "--rm", "-e", "HTTPS_PROXY=mine", "busybox", "env", home=tmp_path).stdout.splitlines()
+    assert {"HTTPS_PROXY=mine", "https_proxy=http://here:2"} <= set(shown) and not [line for line in shown if "everywhere" in line]
+    shown = tare("-H", str(engine.socket), "run", "--rm", "busybox", "env", home=tmp_path).stdout.splitlines()
+    assert {"https_proxy=http://here:2"} <= set(shown)
+    known.pop(engine.host)
+    (tmp_path / ".docker" / "config.json").write_text(json.dumps({"proxies": known}))
+    shown = tare("-H", engine.host, "run", "--rm", "busybox", "env", home=tmp_path).stdout.splitlines()
+    assert {"HTTP_PROXY=http://everywhere:1", "no_proxy=a,b"} <= set(shown)
+
+
 # Shells
 
 BASH_DRIVER = r"""

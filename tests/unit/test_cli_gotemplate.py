@@ -58,7 +58,7 @@ DATA = {
         ('{{pad "x" 1 2}}|{{truncate "hello" 3}}', " x  |hel"),
         ('{{html "<a>"}}', "&lt;a&gt;"),
         ('{{.Name | printf "%s!" | upper}}', "WEB!"),
-        ('{{.Labels.missing}}{{index .Labels "nope" | not}}', "true"),
+        ('{{.Labels.missing}}{{index .Labels "nope" | not}}', "<no value>true"),
         ("{{ .state.exitcode }}", "0"),
     ],
 )

@@ -3,7 +3,7 @@
 Supported: text and ``{{actions}}`` with trim markers; comments; fields and chains (``.A.B``, ``(index .X 0).Y``,
 ``$.A``), variables with ``:=`` and ``=``, literals, parentheses, pipelines; ``if/else if/else``, ``range/else`` (with
 one or two variables, ``break``, ``continue``), ``with/else``, ``end``; the builtin functions and docker's.
-``define``, ``template`` and ``block`` are not: a format string has no use for them.
+``define``, ``template`` and ``block`` too.
 
 Values are what JSON gives: dict, list, str, int, float, bool, None. A dict is Go's map; a value that can be called is
 a method (``.Label "x"``). Printing follows Go's ``fmt``: ``[a b]``, ``map[k:v]``, ``true``, ``<no value>``.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Node = tuple[Any, ...]
 
 _SPACE = " \t\r\n"
-_SYMBOLS = frozenset("().,|=:$")
+_DEPTH = 200
 
 
 def compile_template(text: str, name: str = "") -> Template:
@@ -44,13 +44,15 @@ class Template:
     def __init__(self, text: str, name: str = "") -> None:
         self._text = text
         self._name = name
-        self._nodes = _Parser(list(_cut(text))).all()
+        parser = _Parser(list(_cut(text)))
+        self._nodes = parser.all()
+        self._defined = parser.defined
 
     def execute(self, data: Any) -> str:
         """The rendered text. Raises TemplateError, which names the place."""
         out: list[str] = []
         try:
-            _Run(data, out).nodes(self._nodes, data)
+            _Run(data, out, self._defined).nodes(self._nodes, data)
         except _At as error:
             before = self._text[: error.position]
             line, column = before.count("\n") + 1, error.position - (before.rfind("\n") + 1)
@@ -94,8 +96,7 @@ def _cut(text: str) -> Iterator[tuple[str, Any]]:
         if trim:
             inner = inner[:-2]
         position = end + 2
-        stripped = inner.strip()
-        if not (stripped.startswith("/*") and stripped.endswith("*/")):
+        if not (inner.lstrip("- ").startswith("/*") and inner[:1] in "/-" and inner.rstrip().endswith("*/")):
             yield "action", _lex(inner, start)
 
 
@@ -119,6 +120,8 @@ def _action_end(text: str, position: int) -> int:
         elif text.startswith("}}", position):
             return position
         position += 1
+    if not quote and "}" in text[text.rfind("{{") :]:
+        raise TemplateError('unexpected "}" in operand')
     raise TemplateError("unterminated quoted string" if quote else "unclosed action")
 
 
@@ -218,6 +221,8 @@ class _Parser:
     def __init__(self, items: list[tuple[str, Any]]) -> None:
         self._items = items
         self._next = 0
+        self._variables = {""}
+        self.defined: dict[str, list[Node]] = {}
 
     def all(self) -> list[Node]:
         nodes, stop = self._body()
@@ -250,17 +255,47 @@ class _Parser:
         if word in ("break", "continue"):
             return (word,)
         if word in ("template", "define", "block"):
-            raise TemplateError(f"{{{{{word}}}}} is not supported in formats")
-        names, declare, rest = _assignment(tokens)
+            return self._template(word, tokens[1:])
+        names, declare, rest = self._assignment(tokens)
         if names:
-            return ("set", names[0], _pipeline(rest), declare)
-        return ("print", _pipeline(rest))
+            return ("set", names[0], self._pipeline(rest), declare)
+        return ("print", self._pipeline(rest))
+
+    def _template(self, word: str, tokens: list[tuple[str, Any]]) -> Node:
+        """``define`` (which prints nothing), ``template`` and ``block`` (both at once)."""
+        parts = [token for token in tokens if token[0] != "space"]
+        if not parts or parts[0][0] != "value" or not isinstance(parts[0][1], str):
+            raise TemplateError(f"unexpected end of action in {word} clause")
+        name, rest = parts[0][1], parts[1:]
+        if word != "template":
+            nodes, stop = self._body()
+            if stop != "end":
+                raise TemplateError("unexpected EOF")
+            self.defined[name] = nodes
+        if word == "define":
+            return ("text", "")
+        return ("template", name, self._pipeline(rest) if rest else None)
+
+    def _assignment(self, tokens: list[tuple[str, Any]]) -> tuple[list[str], bool, list[tuple[str, Any]]]:
+        names, declare, rest = _assignment(tokens)
+        if declare:
+            self._variables.update(names)
+        return names, declare, rest
+
+    def _pipeline(self, tokens: list[tuple[str, Any]]) -> list[list[Node]]:
+        """Commands of a pipeline, whose functions and variables must exist."""
+        for kind, value in tokens:
+            if kind == "name" and value not in FUNCTIONS and value not in ("and", "or"):
+                raise TemplateError(f'function "{value}" not defined')
+            if kind == "variable" and value not in self._variables:
+                raise TemplateError(f'undefined variable "${value}"')
+        return _pipeline(tokens)
 
     def _block(self, word: str, tokens: list[tuple[str, Any]]) -> Node:
-        names, _, rest = _assignment(tokens)
+        names, _, rest = self._assignment(tokens)
         if not [token for token in rest if token[0] != "space"]:
             raise TemplateError(f"missing value for {word}")
-        pipe = _pipeline(rest)
+        pipe = self._pipeline(rest)
         body, stop = self._body()
         other: list[Node] = []
         if stop == "else":
@@ -349,8 +384,9 @@ class _Continue(Exception):
 class _Run:
     """One execution."""
 
-    def __init__(self, root: Any, out: list[str]) -> None:
+    def __init__(self, root: Any, out: list[str], defined: dict[str, list[Node]]) -> None:
         self._out = out
+        self._defined = defined
         self._variables: list[tuple[str, Any]] = [("", root)]
 
     def nodes(self, nodes: list[Node], dot: Any) -> None:
@@ -362,6 +398,8 @@ class _Run:
                 self._out.append(render(self._pipe(node[1], dot)))
             elif kind == "set":
                 self._set(node[1], self._pipe(node[2], dot), declare=node[3])
+            elif kind == "template":
+                self._call_template(node[1], self._pipe(node[2], dot) if node[2] else None)
             elif kind == "break":
                 raise _Break
             elif kind == "continue":
@@ -372,6 +410,17 @@ class _Run:
                     self._block(node, dot)
                 finally:
                     del self._variables[mark:]
+
+    def _call_template(self, name: str, dot: Any) -> None:
+        body = self._defined.get(name)
+        if body is None:
+            raise TemplateError(f'template "{name}" not defined')
+        if len(self._variables) > _DEPTH:
+            raise TemplateError("exceeded maximum template depth")
+        mark = len(self._variables)
+        self._variables.append(("", dot))
+        self.nodes(body, dot)
+        del self._variables[mark:]
 
     def _block(self, node: Node, dot: Any) -> None:
         kind, names, pipe, body, other = node
@@ -437,12 +486,17 @@ class _Run:
         arguments = [self._operand(node, dot) for node in operands[1:]] + piped
         if first[0] == "chain":
             return self._chain(first, dot, arguments)
+        if first == ("value", None):
+            raise _At("nil is not a command", 2, "nil")
         if arguments:
             raise TemplateError(f"can't give argument to non-function {render(self._operand(first, dot))}")
         return self._operand(first, dot)
 
     def _call(self, name: str, operands: list[Node], dot: Any, piped: list[Any]) -> Any:
         if name in ("and", "or"):
+            if not operands and not piped:
+                why = f"wrong number of args for {name}: want at least 1 got 0"
+                raise _At(why, getattr(name, "at", 2), name)
             result: Any = None
             for index in range(len(operands) + len(piped)):
                 result = self._operand(operands[index], dot) if index < len(operands) else piped[0]
@@ -524,8 +578,8 @@ def _field(value: Any, name: str) -> Any:
         if missing is not None:
             raise TemplateError(f"can't evaluate field {name} in type {missing}")
         if all(isinstance(item, str) for item in value.values()):
-            return ""  # labels and attributes: Go's zero value
+            return None  # labels and attributes: a miss in a map of texts prints as no value
         raise TemplateError(f'map has no entry for key "{name}"')
     if value is None or value is MISSING:
         raise TemplateError(f"nil pointer evaluating interface {{}}.{name}")
-    raise TemplateError(f"can't evaluate field {name} in type {type(value).__name__}")
+    raise TemplateError(f"can't evaluate field {name} in type interface {{}}")

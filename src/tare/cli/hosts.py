@@ -82,6 +82,28 @@ def _extra_headers() -> Mapping[str, str] | None:
     return usable
 
 
+_PROXIES = (
+    ("httpProxy", "HTTP_PROXY"),
+    ("httpsProxy", "HTTPS_PROXY"),
+    ("noProxy", "NO_PROXY"),
+    ("ftpProxy", "FTP_PROXY"),
+    ("allProxy", "ALL_PROXY"),
+)
+
+
+def proxies(host: str) -> dict[str, str]:
+    """Variables that the configuration's ``proxies`` give to containers and builds of the daemon at ``host``, in both spellings."""
+    configured = settings().get("proxies")
+    chosen = (configured.get(host) or configured.get("default")) if isinstance(configured, dict) else None
+    if not isinstance(chosen, dict):
+        return {}
+    found = {}
+    for key, variable in _PROXIES:
+        if chosen.get(key):
+            found[variable] = found[variable.lower()] = str(chosen[key])
+    return found
+
+
 def docker_directory() -> str:
     """Where docker's client keeps its files."""
     return os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")

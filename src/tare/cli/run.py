@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 _PULL = ("always", "missing", "never")
 
 
+def _with_proxies(body: Document, host: str) -> None:
+    """Add the configured proxies, except those that the command line sets."""
+    from tare.cli.hosts import proxies
+
+    given = {entry.partition("=")[0] for entry in body["Env"] or ()}
+    extra = [f"{name}={value}" for name, value in proxies(host).items() if name not in given]
+    if extra:
+        body["Env"] = [*(body["Env"] or ()), *extra]
+
+
 def create(client: Client, options: Options, body: Document) -> str:
     """Create the container, pulling its image when that is missing; its ID. Raises CliError with code 125."""
     from tare.cli.reference import familiar, parse
@@ -103,6 +113,7 @@ def _warn(body: Document) -> None:
 def _create(context: Context, options: Options) -> int:
     body = createbody.body(options)
     _warn(body)
+    _with_proxies(body, context.choice().host)
     try:
         identifier = create(context.client, options, body)
     except CliError as error:
@@ -124,6 +135,7 @@ def _run(context: Context, options: Options) -> int:
     if body["Tty"]:
         body["HostConfig"]["ConsoleSize"] = list(size())
     try:
+        _with_proxies(body, context.choice().host)
         client = context.client
     except CliError as error:
         raise CliError(str(error), 125) from None

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+_ULIMIT = ("Name", "Soft", "Hard")
 _PORT = ("HostIp", "HostPort")
 _ENDPOINT = ("Name", "EndpointID", "MacAddress", "IPv4Address", "IPv6Address")
 PLACES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("HostConfig", "PortBindings", "*", "*"): _PORT,
     ("NetworkSettings", "Ports", "*", "*"): _PORT,
     ("HostConfig", "RestartPolicy"): ("Name", "MaximumRetryCount"),
+    ("HostConfig", "Ulimits", "*"): _ULIMIT,
     ("HostConfig", "LogConfig"): ("Type", "Config"),
     ("Mounts", "*"): ("Type", "Name", "Source", "Destination", "Driver", "Mode", "RW", "Propagation"),
     ("GraphDriver",): ("Data", "Name"),
@@ -41,7 +44,14 @@ class Struct(dict[str, "Any"]):
 
     fields: tuple[str, ...] = ()
 
+    def text(self, shown: Callable[[Any], str]) -> str:
+        """What ``{{value}}`` prints, with ``shown`` for the fields' values."""
+        if self.fields == _ULIMIT:
+            return f"{self.get('Name')}={self.get('Soft')}:{self.get('Hard')}"  # this one has a String method
+        return "{" + " ".join(map(shown, self.values_in_order())) + "}"
+
     def values_in_order(self) -> list[Any]:
+        """The fields' values as Go has them."""
         return [self.get(name, _ZERO.get(name, "")) for name in self.fields]
 
 

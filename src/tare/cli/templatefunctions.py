@@ -32,7 +32,7 @@ def render(value: Any) -> str:
     if isinstance(value, float):
         return _float(value)
     if hasattr(value, "values_in_order"):
-        return "{" + " ".join(map(_inner, value.values_in_order())) + "}"
+        return str(value.text(_inner))
     if isinstance(value, dict):
         pairs = sorted((str(key), item) for key, item in value.items() if key is not MISSING)
         return "map[" + " ".join(f"{key}:{_inner(item)}" for key, item in pairs) + "]"
@@ -113,7 +113,7 @@ def _less(left: Any, right: Any) -> bool:
 def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
         if isinstance(value, dict):
-            value = value.get(key)
+            value = value.get(key, "" if value and all(isinstance(item, str) for item in value.values()) else None)
         elif isinstance(value, (list, tuple, str)):
             if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < len(value):
                 raise TemplateError(f"error calling index: index out of range: {render(key)}")
@@ -240,6 +240,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "print": _print,
     "println": lambda *values: " ".join(map(_inner, values)) + "\n",
     "html": lambda *values: _escape(_print(*values)),
+    "js": lambda *values: encode(_print(*values))[1:-1].replace("'", "\\'").replace("<", "\\u003C").replace(">", "\\u003E"),
     "urlquery": lambda *values: _print(*values).replace(" ", "+"),
     "json": to_json,
     "upper": lambda text: str(text).upper(),

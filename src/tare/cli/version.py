@@ -70,7 +70,7 @@ def _formatted(document: dict[str, Any], layout: str) -> None:
     if document["Server"] is not None:
         document["Server"][MISSING] = "*types.Version"
     document["Client"]["APIVersion"] = document["Client"]["ApiVersion"]
-    write_one(layout, document, "version")
+    write_one(layout, {**document, MISSING: "system.versionInfo"}, "version")
 
 
 def _text(document: dict[str, Any]) -> str:
