@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -227,3 +228,27 @@ async def serving(registry: FakeRegistry | None = None, ssl: object = None) -> A
         yield found
     finally:
         await runner.cleanup()
+
+
+class Background:
+    """A fake registry on an event loop of its own, beside a test that is not asynchronous."""
+
+    def __init__(self) -> None:
+        self.registry = FakeRegistry()
+        self._ready, self._stop = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with serving(self.registry):
+            self._ready.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> FakeRegistry:
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self.registry
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine_world import Daemon
-from fake_registry import FakeRegistry, serving
+from fake_registry import Background
 from image_builder import build_image
 from registry_world import docker_registry
 
@@ -152,30 +151,6 @@ def test_manifest_list_is_the_one_that_docker_makes(engine: Daemon, opened: str,
         engine.docker("rmi", f"{closed}/elsewhere")
     finally:
         engine.docker("rmi", *images, check=False)
-
-
-class Background:
-    """A fake registry on an event loop of its own, beside a test that is not asynchronous."""
-
-    def __init__(self) -> None:
-        self.registry = FakeRegistry()
-        self._ready, self._stop = threading.Event(), asyncio.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        async with serving(self.registry):
-            self._ready.set()
-            await self._stop.wait()
-
-    def __enter__(self) -> FakeRegistry:
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self.registry
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
 
 
 def test_a_pull_that_the_daemons_death_cut_off_goes_on(own_daemon: Daemon) -> None:
