@@ -379,7 +379,6 @@ def execs(r: Recorder) -> None:
     made = r.call("exec create", "POST", "/containers/cc/exec", {"Cmd": ["sh", "-c", "echo out"], "AttachStdout": True, "User": "root"})
     exec_id = made["Id"]
     r.call("exec inspect before", "GET", f"/exec/{exec_id}/json")
-    r.call("exec resize before", "POST", f"/exec/{exec_id}/resize?h=1&w=1")
     r.call("exec start detached", "POST", f"/exec/{exec_id}/start", {"Detach": True})
     running = r.call("", "POST", "/containers/cc/exec", {"Cmd": ["sleep", "1000"]})["Id"]
     r.call("", "POST", f"/exec/{running}/start", {"Detach": True})

@@ -128,7 +128,8 @@ def odd_requests(r: Recorder) -> None:
 def waiting(r: Recorder) -> None:
     """Every condition of wait, with exits of several kinds."""
     for condition in ("not-running", "next-exit", "removed"):
-        for name, command in {"good": "true", "bad": "sh -c 'exit 3'", "signal": "sh -c 'kill -9 $$'"}.items():
+        endings = {"good": "true", "bad": "sh -c 'exit 3'", "signal": "sh -c 'kill -9 $$'"}
+        for name, command in endings.items() if condition == "not-running" else [("bad", endings["bad"])]:
             container = f"w-{condition}-{name}"
             r.create(container, command, HostConfig={"AutoRemove": condition == "removed"})
             label = f"wait {condition} {name}"

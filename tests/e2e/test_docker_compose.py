@@ -28,6 +28,7 @@ services:
     command: sh -c "echo started; exec sleep 1000"
     depends_on: {web: {condition: service_healthy}}
     networks: {inner: {aliases: [client]}}
+    volumes: ["data:/data:ro"]
     stop_grace_period: 0s
 networks: {inner: {}}
 volumes: {data: {}}
@@ -55,7 +56,11 @@ def test_a_project_goes_up_and_down(engine: Daemon, tmp_path: Path) -> None:
         logs = compose("logs", "--no-color")
         assert "serving" in logs and "started" in logs
         assert compose("exec", "-T", "web", "cat", "/w/index.html") == "hello\n"
-        compose("up", "-d")
+        assert compose("exec", "-T", "user", "wget", "-q", "-O-", "http://web/") == "hello\n", "the service's name resolves"
+        compose("up", "-d", "--scale", "user=2")
+        assert engine.docker("ps", "-q", "--filter", "label=com.docker.compose.service=user").stdout.count("\n") == 2
+        compose("up", "-d", "--scale", "user=1")
+        assert engine.docker("ps", "-q", "--filter", "label=com.docker.compose.service=user").stdout.count("\n") == 1
         compose("stop")
         compose("start")
     finally:
