@@ -25,6 +25,7 @@ library only (run with ``python -I -S``).
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -49,9 +50,10 @@ STREAMS = 64
 STREAM_SECONDS = 10.0
 WAITING = 512
 
+_NEW = "create table ip tare_dns\n"
+_ANEW = "delete table ip tare_dns\n"
+"""The rules of an earlier server are replaced; not by way of caution, as the kernel takes 10 ms for a deletion."""
 _RULES = """\
-add table ip tare_dns
-delete table ip tare_dns
 table ip tare_dns {{
   chain output {{
     type filter hook output priority -300; policy accept;
@@ -88,8 +90,14 @@ class Inside:
                 datagrams.bind((ADDRESS, 0))
                 streams.bind((ADDRESS, 0))
                 streams.listen(STREAMS)
+                rules = _RULES.format(address=ADDRESS, udp=datagrams.getsockname()[1], tcp=streams.getsockname()[1])
                 with Nftables() as nft:
-                    nft.run(_RULES.format(address=ADDRESS, udp=datagrams.getsockname()[1], tcp=streams.getsockname()[1]))
+                    try:
+                        nft.run(_NEW + rules)
+                    except OSError as error:
+                        if error.errno != errno.EEXIST:
+                            raise
+                        nft.run(_ANEW + rules)
         except BaseException:
             for opened in (datagrams, streams):
                 if opened is not None:
