@@ -35,8 +35,15 @@ def text(info: dict[str, Any]) -> str:
     if plugins:
         lines.append(" Plugins:")
         lines += [f"  {name}: {' '.join(plugins[name])}" for name in ("Volume", "Network", "Log") if plugins.get(name)]
+    if info.get("Swarm"):
+        lines.append(f" Swarm: {info['Swarm'].get('LocalNodeState') or 'inactive'}")
     if info.get("Runtimes"):
         lines += [f" Runtimes: {' '.join(sorted(info['Runtimes']))}", f" Default Runtime: {info.get('DefaultRuntime', '')}"]
+    if "InitBinary" in info:
+        lines.append(f" Init Binary: {info['InitBinary']}")
+    for label, key in (("containerd", "ContainerdCommit"), ("runc", "RuncCommit"), ("init", "InitCommit")):
+        if key in info:
+            lines.append(f" {label} version: {(info[key] or {}).get('ID', '')}")
     if info.get("SecurityOptions"):
         lines.append(" Security Options:")
         for option in info["SecurityOptions"]:
@@ -50,7 +57,7 @@ def text(info: dict[str, Any]) -> str:
     ):  # fmt: skip
         lines.append(f" {label}: {info.get(key, '')}")
     lines.append(f" Total Memory: {binary_size(info.get('MemTotal') or 0)}")
-    for label, key in (("Name", "Name"), ("ID", "ID"), ("Tare Root Dir", "DockerRootDir"), ("Debug Mode", "Debug")):
+    for label, key in (("Name", "Name"), ("ID", "ID"), ("Docker Root Dir", "DockerRootDir"), ("Debug Mode", "Debug")):
         value = info.get(key, "")
         lines.append(f" {label}: {str(value).lower() if isinstance(value, bool) else value}")
     if info.get("Labels"):
@@ -66,6 +73,9 @@ def text(info: dict[str, Any]) -> str:
     if registries.get("Mirrors"):
         lines += [" Registry Mirrors:", *(f"  {mirror}" for mirror in registries["Mirrors"])]
     lines.append(f" Live Restore Enabled: {str(bool(info.get('LiveRestoreEnabled'))).lower()}")
+    if info.get("DefaultAddressPools"):
+        lines.append(" Default Address Pools:")
+        lines += [f"   Base: {pool['Base']}, Size: {pool['Size']}" for pool in info["DefaultAddressPools"]]
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +83,10 @@ def _info(context: Context, options: Options) -> int:
     from tare.cli.version import CLIENT_VERSION
 
     choice = context.choice()
-    client_part = {"Version": CLIENT_VERSION, "Host": choice.host, "HostFrom": choice.source}
+    client_part = {
+        "Debug": False, "Version": CLIENT_VERSION, "Context": choice.context, "Plugins": [], "Warnings": None, "Host": choice.host,
+        "HostFrom": choice.source,
+    }  # fmt: skip
     layout = options.text("format")
     failure: CliError | None = None
     info: dict[str, Any] = {}
@@ -92,7 +105,13 @@ def _info(context: Context, options: Options) -> int:
 
         write_one(layout, {**document, MISSING: "system.dockerInfo"})
     else:
-        sys.stdout.write(f"Client: Tare\n Version: {CLIENT_VERSION}\n Host: {choice.host} ({choice.source})\n\nServer:\n")
+        client_lines = (
+            ("Version", CLIENT_VERSION),
+            ("Context", choice.context),
+            ("Debug Mode", "false"),
+            ("Host", f"{choice.host} ({choice.source})"),
+        )
+        sys.stdout.write("Client:\n" + "".join(f" {label + ':':<12}{value}\n" for label, value in client_lines) + "\nServer:\n")
         if failure is None:
             sys.stdout.write(text(info) + "\n")
             sys.stdout.flush()

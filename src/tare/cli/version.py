@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tare.cli.flags import Options
 
 
-def _client(version: str) -> dict[str, Any]:
+def _client(version: str, context: str) -> dict[str, Any]:
     from os import uname
 
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(uname().machine, uname().machine)
@@ -27,9 +27,13 @@ def _client(version: str) -> dict[str, Any]:
         "Version": CLIENT_VERSION,
         "ApiVersion": version,
         "DefaultAPIVersion": API_VERSION,
+        "GitCommit": "",
+        "GoVersion": f"python{sys.version.split()[0]}",
         "PythonVersion": sys.version.split()[0],
         "Os": "linux",
         "Arch": machine,
+        "BuildTime": "",
+        "Context": context,
     }
 
 
@@ -44,7 +48,7 @@ def _version(context: Context, options: Options) -> int:
         version = client.version
     except CliError as error:
         failure = error
-    document = {"Client": _client(version), "Server": server}
+    document = {"Client": _client(version, context.choice().context), "Server": server}
     if layout:
         try:
             _formatted(document, layout)
@@ -79,8 +83,8 @@ def _text(document: dict[str, Any]) -> str:
     if api != client["DefaultAPIVersion"]:
         api += f" (downgraded from {client['DefaultAPIVersion']})"
     rows = [
-        "Client: Tare", f" Version:\t{client['Version']}", f" API version:\t{api}", f" Python version:\t{client['PythonVersion']}",
-        f" OS/Arch:\t{client['Os']}/{client['Arch']}",
+        "Client:", f" Version:\t{client['Version']}", f" API version:\t{api}", f" Python version:\t{client['PythonVersion']}",
+        f" OS/Arch:\t{client['Os']}/{client['Arch']}", f" Context:\t{client['Context']}",
     ]  # fmt: skip
     if server is not None:
         rows += ["", f"Server: {(server.get('Platform') or {}).get('Name', '')}".rstrip()]
@@ -91,29 +95,21 @@ def _text(document: dict[str, Any]) -> str:
 
 def _aligned(row: str) -> str:
     label, tab, value = row.partition("\t")
-    return label.ljust(19) + value if tab else label
+    return label.ljust(20) + value if tab else label
 
 
-_DETAILS = (
-    ("Version", "Version"), ("ApiVersion", "API version"), ("PythonVersion", "Python version"), ("GoVersion", "Go version"),
-    ("GitCommit", "Git commit"), ("BuildTime", "Built"), ("Os", "OS/Arch"), ("KernelVersion", "Kernel version"),
-    ("Experimental", "Experimental"),
-)  # fmt: skip
+_ENGINE = (("GoVersion", "Go version"), ("GitCommit", "Git commit"), ("BuildTime", "Built"))
 
 
 def _component(component: dict[str, Any]) -> list[str]:
-    details = {**(component.get("Details") or {}), "Version": component.get("Version", "")}
-    rows = [f" {component.get('Name', 'Engine')}:"]
-    for key, label in _DETAILS:
-        value = details.get(key)
-        if value in (None, ""):
-            continue
-        if key == "Os":
-            value = f"{value}/{details.get('Arch', '')}"
-        if key == "ApiVersion" and details.get("MinAPIVersion"):
-            value = f"{value} (minimum version {details['MinAPIVersion']})"
-        rows.append(f"  {label}:\t{value}")
-    return rows
+    details = component.get("Details") or {}
+    rows = [f" {component.get('Name', 'Engine')}:", f"  Version:\t{component.get('Version', '')}"]
+    if component.get("Name", "Engine") != "Engine":
+        return rows + [f"  {key}:\t{details[key]}" for key in sorted(details)]
+    rows.append(f"  API version:\t{details.get('ApiVersion', '')} (minimum version {details.get('MinAPIVersion', '')})")
+    rows += [f"  {label}:\t{details.get(key, '')}" for key, label in _ENGINE]
+    rows.append(f"  OS/Arch:\t{details.get('Os', '')}/{details.get('Arch', '')}")
+    return [*rows, f"  Experimental:\t{str(details.get('Experimental', 'false')).lower()}"]
 
 
 VERSION = Command(
