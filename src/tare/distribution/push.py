@@ -10,12 +10,13 @@ packed first, which its owner does when asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress, Report
+from tare.distribution.sharing import together
 from tare.oci.digest import Digest
 from tare.oci.image import Descriptor
 from tare.oci.reference import Reference
@@ -86,7 +87,7 @@ class Push:
         for diff_id in distinct:
             self._report(Progress("Preparing", diff_id.short))
         jobs = [self._layer(layer) for layer in distinct.values()]
-        return dict(zip(distinct, await _all(jobs), strict=True))
+        return dict(zip(distinct, await together(jobs), strict=True))
 
     async def config(self, digest: Digest) -> None:
         """Make the config available."""
@@ -140,16 +141,3 @@ class Push:
                 yield chunk
         if name:
             self._report(Progress("Pushing", name, sent, total))
-
-
-async def _all(jobs: Sequence[Coroutine[Any, Any, Descriptor]]) -> list[Descriptor]:
-    """Run jobs side by side and raise the first failure itself rather than a group of them."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in jobs]
-    except BaseExceptionGroup as failures:
-        first: BaseException = failures
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
-    return [task.result() for task in tasks]

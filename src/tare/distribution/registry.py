@@ -14,19 +14,19 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tare.distribution.auth import Credentials
 from tare.distribution.certificates import DIRECTORIES
 from tare.distribution.endpoints import RegistryPolicy
 from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.segments import Budget
-from tare.distribution.sharing import SharedTasks
+from tare.distribution.sharing import SharedTasks, together
 from tare.distribution.transfer import STAGES, LayerTransfer
 from tare.errors import Corrupt, NotFound, TareError, Unsupported
 from tare.oci import media_types
@@ -37,6 +37,7 @@ from tare.oci.image import (
     ImageConfig,
     Index,
     Manifest,
+    PlatformEntry,
     check_config,
     check_supported,
     parse_config,
@@ -65,7 +66,8 @@ class Inspected:
     media_type: str
     digest: Digest
     size: int
-    platforms: tuple[Platform, ...]
+    platforms: tuple[PlatformEntry, ...]
+    """As the documents say it, not normalised."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,12 @@ class Registry:
         target: str = reference.digest or reference.tag or ""
         fetched = await repository.manifest(target)
         document = parse_manifest(fetched.raw, fetched.media_type)
-        platforms: list[Platform] = []
+        platforms: list[PlatformEntry] = []
         if isinstance(document, Index):
-            platforms = [entry.platform.platform() for entry in document.manifests if entry.platform]
+            platforms = [entry.platform for entry in document.manifests if entry.platform]
         elif document.config.media_type in media_types.CONFIGS:
-            platforms = [parse_config(await _fetch_small(repository, document.config)).platform()]
+            config = parse_config(await _fetch_small(repository, document.config))
+            platforms = [PlatformEntry(config.architecture, config.os, config.variant, config.os_version)]
         return Inspected(document.media_type, fetched.digest, len(fetched.raw), tuple(platforms))
 
     async def manifest(self, reference: Reference, credentials: Credentials | None = None) -> tuple[bytes, str]:
@@ -272,7 +275,7 @@ class Registry:
                 missing[diff_id] = descriptor
                 report(Progress("Pulling fs layer", descriptor.digest.short))
         jobs = [self._layer(repository, descriptor, diff_id, report) for diff_id, descriptor in missing.items()]
-        await _all(jobs)
+        await together(jobs)
 
     async def _layer(self, repository: Repository, descriptor: Descriptor, diff_id: Digest, report: Report) -> None:
         mine = False
@@ -307,19 +310,6 @@ def _give_memory_back() -> None:
 
 async def _pin_nothing(digests: Iterable[Digest]) -> None:
     """For callers whose stores are never collected."""
-
-
-async def _all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run jobs side by side and raise the first failure itself rather than a group of them."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(job)
-    except BaseExceptionGroup as failures:
-        first: BaseException = failures
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
 
 
 async def _fetch_small(repository: Repository, descriptor: Descriptor) -> bytes:

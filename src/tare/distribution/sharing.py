@@ -1,4 +1,4 @@
-"""One task for everybody who wants the same thing at the same time.
+"""One task for everybody who wants the same thing at the same time; and several tasks as one.
 
 Two pulls of one image, or of two images with a common layer, must not fetch it twice. ``SharedTasks.run`` starts the work
 for the first who asks and lets the others wait for it; each sees the progress from the beginning. Whoever is cancelled
@@ -8,13 +8,26 @@ leaves; the work goes on while anybody waits, and is cancelled with the last.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 from tare.distribution.progress import Progress, Report
 
 _T = TypeVar("_T")
 _REPLAY_LIMIT = 512
+
+
+async def together(jobs: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Run jobs side by side; their results in order. The first failure ends the others and is raised itself, not a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job) for job in jobs]
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+    return [task.result() for task in tasks]
 
 
 class _Share(Generic[_T]):

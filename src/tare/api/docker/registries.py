@@ -10,6 +10,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tare.api.docker.params import json_body, json_response
 from tare.api.docker.platforms import platform_parameter
 from tare.api.docker.progress import ProgressFeed, follow
@@ -18,7 +20,7 @@ from tare.distribution.compress import Compression
 from tare.distribution.indexes import publish_index
 from tare.errors import InvalidArgument
 from tare.http.message import Request, Response
-from tare.oci.platform import Platform
+from tare.oci.image import PlatformEntry
 from tare.oci.reference import Reference
 from tare.wire import system as wire
 
@@ -100,6 +102,6 @@ def _credentials(request: Request) -> Credentials | None:
         return None
 
 
-def _platform(platform: Platform) -> dict[str, str]:
-    found = {"architecture": platform.architecture, "os": platform.os}
-    return found | ({"variant": platform.variant} if platform.variant else {})
+def _platform(platform: PlatformEntry) -> dict[str, object]:
+    found: dict[str, object] = msgspec.to_builtins(platform)
+    return {name: value for name, value in found.items() if value or name in ("architecture", "os")}
