@@ -102,6 +102,19 @@ def test_a_joined_ipc_namespace_shares_memory(engine: Daemon) -> None:
     assert done.stdout.endswith("secret\n")
 
 
+def test_a_private_ipc_namespace_is_not_joined(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "owner", "busybox", "sleep", "1000")
+    done = engine.docker("run", "--rm", "--ipc", "container:owner", "busybox", "true", check=False)
+    assert "non-shareable IPC (hint: use IpcMode:shareable for the donor container)" in done.stderr
+
+
+def test_a_joined_container_may_be_renamed(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "before", "busybox", "sleep", "1000")
+    engine.docker("create", "--name", "guest", "--pid", "container:before", "--network", "container:before", "busybox", "ps", "-o", "args")
+    engine.docker("rename", "before", "after")
+    assert "sleep 1000" in engine.docker("start", "-a", "guest").stdout
+
+
 def test_a_link_in_the_owners_dev_shm_leads_nowhere(engine: Daemon) -> None:
     """The path of a joined /dev/shm is resolved in its owner's root, not in ours."""
     command = "umount /dev/shm; rmdir /dev/shm; ln -s /etc /dev/shm; touch /etc/inside; touch /ready; sleep 1000"

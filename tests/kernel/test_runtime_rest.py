@@ -89,6 +89,13 @@ async def test_killed_by_a_signal(world: World) -> None:
     assert (await end(task)).code == 137
 
 
+async def test_an_exec_after_a_rest_is_in_the_containers_pid_namespace(world: World) -> None:
+    task = await world.start(world.launch(["sleep", "100"]))
+    await rest(world, task)
+    done = await task.exec(ExecLaunch("inside", process(["sh", "-c", "test -e /proc/self/status && test $$ -lt 50"]), Stdio()))
+    assert (await asyncio.wait_for(done.wait(), 20)).code == 0
+
+
 async def test_many_rests(world: World) -> None:
     """Execs, attachments, input and pauses between rests; what was so before is so after."""
     launch = world.launch(["sh", "-c", "while read line; do echo got $line; done; exit 9"], stdio=Stdio(open_stdin=True, stdin_once=True))

@@ -140,6 +140,7 @@ class HealthMonitor:
             process=self._process(self._container, ExecCreateRequest(cmd=self._command)),
             stdio=Stdio(),
             user=self._container.record.config.user,
+            additional_groups=tuple(self._container.record.host_config.group_add or ()),
             attachments=(Attachment(theirs, stdin=False, stdout=True, stderr=True, multiplexed=False),),
         )
         try:

@@ -98,6 +98,7 @@ class Launcher:
         parse_bindings(_plain_bindings(host))
         self.log_settings(host)
         self._check_links(host, mode)
+        host.pid_mode, host.ipc_mode, host.network_mode = map(self._by_id, (host.pid_mode, host.ipc_mode, host.network_mode))
 
     def _check_links(self, host: HostConfig, mode: NetworkMode) -> None:
         if host.links and mode.kind in ("host", "container"):
@@ -111,6 +112,16 @@ class Launcher:
             except NotFound as error:
                 # A 404 would tell clients that the image is missing.
                 raise InvalidArgument(f"could not get container for {link.target}: {error}") from None
+
+    def _by_id(self, mode: str) -> str:
+        """``container:NAME`` with the id instead, which outlives a new name; as it is when there is no such container (yet)."""
+        kind, colon, reference = mode.partition(":")
+        if kind != "container" or not colon:
+            return mode
+        try:
+            return f"container:{self._resolve(reference).id}"
+        except (NotFound, InvalidArgument):
+            return mode
 
     def _linked(self, record: Record, *, all_run: bool = False) -> list[Linked]:
         """The containers that one on the default bridge is linked with. With ``all_run`` raises when one does not run."""
@@ -361,11 +372,11 @@ class Launcher:
             joined["network"] = self._namespace_of(mode.name, "net")
         elif mode.kind == "host":
             joined["network"] = ""
-        for kind, text, file in (("pid", host.pid_mode, "pid"), ("ipc", host.ipc_mode, "ipc")):
+        for kind, text in (("pid", host.pid_mode), ("ipc", host.ipc_mode)):
             if text == "host":
                 joined[kind] = ""
             elif text.startswith("container:"):
-                joined[kind] = self._namespace_of(text.partition(":")[2], file)
+                joined[kind] = self._namespace_of(text.partition(":")[2], kind)
         if host.uts_mode == "host":
             joined["uts"] = ""
         elif mode.kind == "container":
@@ -376,11 +387,19 @@ class Launcher:
 
     def _namespace_of(self, reference: str, file: str) -> str:
         other = self._resolve(reference)
+        joining = f"can't join IPC of container {other.id}: " if file == "ipc" else ""
         if not other.has_task or other.task is None:
-            raise Conflict(
-                f"cannot join {file} namespace of a non running container: container {other.name} is {other.record.state.status}"
-            )
+            if file in ("net", "uts"):
+                raise Conflict(f"cannot join network of a non running container: {other.id}")
+            raise Conflict(f"{joining}container {other.id} is not running")
+        if joining and other.record.host_config.ipc_mode not in ("shareable", "host") and not self._shares_ipc(other):
+            raise InvalidArgument(f"{joining}non-shareable IPC (hint: use IpcMode:shareable for the donor container)")
         return f"/proc/{other.task.pid}/ns/{file}"
+
+    @staticmethod
+    def _shares_ipc(container: Container) -> bool:
+        """Whether its IPC namespace is a joined one, which its owner has made shareable."""
+        return container.record.host_config.ipc_mode.startswith("container:")
 
     def cgroups_path(self, record: Record) -> str:
         parent = record.host_config.cgroup_parent or self._config.cgroup_parent

@@ -127,7 +127,8 @@ def devices(host: HostConfig, machine: Machine) -> tuple[list[dict[str, Any]], l
     made: list[dict[str, Any]] = []
     for mapping in host.devices or ():
         for node, path in _mapped(mapping, machine):
-            made.append(_node(node, path))
+            if all(other["path"] != path for other in made):  # of two that are to lie at one place the first is made
+                made.append(_node(node, path))
             rules.append(_rule(node.kind, node.major, node.minor, mapping.cgroup_permissions or "rwm"))
     rules += [parse_device_rule(text) for text in host.device_cgroup_rules or ()]
     return made, rules

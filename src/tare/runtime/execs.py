@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tare.linux import process
+from tare.linux import namespaces, process
 from tare.linux.cgroup.group import Cgroup
 from tare.runtime import init, messages
 from tare.runtime.children import Child, attach
@@ -75,6 +75,12 @@ class Execs:
         messages.close_all([fd for _, fd in pending] if not stdio.tty else [])
 
     def _fork(self, child: Child, container: Child, cgroup: Cgroup | None, steps: str) -> None:
+        try:
+            # A worker that was made after a rest has, unlike the first one, no children in the container's pid namespace by itself.
+            namespaces.join_process(container.pidfd, ("pid",))
+        except OSError as error:
+            child.abort({"failed": f"error joining pid namespace: {reason(error)}", "code": 128, "plain": False})
+            return
         streams = child.streams.child
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()

@@ -183,7 +183,7 @@ def lower_process(
     user: Mapping[str, Any] = config.get("user") or {}
     cwd = str(config.get("cwd") or "/")
     if not cwd.startswith("/"):
-        raise ValueError(f"cwd must be an absolute path: {cwd!r}")
+        raise ValueError(f"Cwd must be an absolute path: {cwd!r}")
     steps: list[Step] = []
     limits = tuple((str(item["type"]), int(item["soft"]), int(item["hard"])) for item in config.get("rlimits") or ())
     for name, _, _ in limits:

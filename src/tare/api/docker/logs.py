@@ -58,7 +58,8 @@ async def stream_logs(containers: Containers, container: Container, request: Req
     if not containers.launcher.log_settings(container.record.host_config).readable:
         raise Unsupported("configured logging driver does not support reading")
     follow = boolean(request, "follow")
-    until = parse_timestamp(request.query.get("until", ""), "until")
+    asked = request.query.get("until", "")
+    until = parse_timestamp(asked, "until") or (1 if asked not in ("", "0") else 0)  # the epoch itself is a bound when it is written out
     query = LogQuery(
         stdout=stdout,
         stderr=stderr,
