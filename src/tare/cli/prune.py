@@ -25,7 +25,11 @@ def confirm(warning: str, options: Options) -> None:
         return
     sys.stdout.write(f"{warning}\nAre you sure you want to continue? [y/N] ")
     sys.stdout.flush()
-    answer = sys.stdin.readline()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+        answer = ""
     if answer.strip().lower() not in ("y", "yes"):
         raise CliError("", 0)
 
