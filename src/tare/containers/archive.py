@@ -4,8 +4,8 @@ Where the files are seen (``view.py`` says how):
 
 - A running container: in its own root, so through every mount that it has, and with its mounts' own read-only flags.
 - Any other: a mount of its snapshot that only this process knows, with a table of its volumes and binds. Reading does not disturb a start.
-  Writing needs the container to stay as it is, so the archive is taken in first, then written under the container's lock. Mount points
-  that do not exist yet are made first, and fresh volumes filled from the image, as the first start would have.
+  Writing needs the container to stay as it is: it happens under the container's lock, and a client that stalls is broken off (decision
+  31). Mount points that do not exist yet are made first, and fresh volumes filled from the image, as the first start would have.
 - ``export`` reads the snapshot alone, without mounts.
 
 dockerd's refusals, with its texts: a read-only root file system or volume is not written, a path that is missing is named.
@@ -18,7 +18,6 @@ import errno
 import os
 import posixpath
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
     from tare.volumes.service import Volumes
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_SPOOL_IN_MEMORY = 4 << 20
-_COPY = 1 << 20
+_STALL = 30
+"""Seconds that a client may send nothing while a container waits for it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,10 @@ class _Mounted:
     keep_owner: bool = False
 
 
+Sources = list[_Mounted] | None
+"""What the engine itself has to show in a container that does not run; None for one that runs."""
+
+
 class Archives:
     """Copies from and to one engine's containers."""
 
@@ -85,7 +88,7 @@ class Archives:
         async with self._sources(container) as sources:
             return await asyncio.to_thread(self._stat, container, path, sources)
 
-    def _stat(self, container: Container, path: str, sources: list[_Mounted]) -> PathStat:
+    def _stat(self, container: Container, path: str, sources: Sources) -> PathStat:
         with self._view(container, sources, writable=False) as view, _found(view, path, container, follow=False) as place:
             return _path_stat(view, place, path)
 
@@ -122,7 +125,7 @@ class Archives:
         ``keep_kinds``: a directory and another kind of file do not replace each other. ``own``: everything belongs to the container's user.
         """
 
-        def extract(archive: Iterable[bytes], sources: list[_Mounted]) -> None:
+        def extract(archive: Iterable[bytes], sources: Sources) -> None:
             self._extract(container, path, decompress(archive, "archive"), sources, keep_kinds, own)
 
         async with self._sources(container) as sources:
@@ -131,26 +134,16 @@ class Archives:
             if container.has_task:
                 await intake(source, lambda channel: extract(channel, sources))
             else:
-                with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY, dir=str(self._directory_of(container.id))) as spool:
-                    await intake(source, lambda channel: _spool(channel, spool))
-                    async with container.lock:
-                        _check_alive(container)
-                        spool.seek(0)
-                        work = asyncio.create_task(asyncio.to_thread(extract, iter(lambda: spool.read(_COPY), b""), sources))
-                        try:
-                            await asyncio.shield(work)
-                        except asyncio.CancelledError:
-                            await asyncio.wait({work})  # nothing of it may go on when the lock is free
-                            raise
+                async with container.lock:
+                    _check_alive(container)
+                    await intake(_flowing(source), lambda channel: extract(channel, sources))
         self._lifecycle.publish(container, "extract-to-dir")
 
-    def _check_target(self, container: Container, path: str, sources: list[_Mounted]) -> None:
+    def _check_target(self, container: Container, path: str, sources: Sources) -> None:
         with self._view(container, sources, writable=False) as view, _found(view, path, container, follow=True) as place:
             _check_writable(container, place)
 
-    def _extract(
-        self, container: Container, path: str, archive: Iterable[bytes], sources: list[_Mounted], keep_kinds: bool, own: bool
-    ) -> None:
+    def _extract(self, container: Container, path: str, archive: Iterable[bytes], sources: Sources, keep_kinds: bool, own: bool) -> None:
         with self._view(container, sources, writable=True) as view, _found(view, path, container, follow=True) as place:
             _check_writable(container, place)
             owner = _owner(view, container.record.config.user) if own and container.record.config.user else None
@@ -162,12 +155,14 @@ class Archives:
     # -- the view ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _view(self, container: Container, sources: list[_Mounted], *, writable: bool) -> Generator[View, None, None]:
+    def _view(self, container: Container, sources: Sources, *, writable: bool) -> Generator[View, None, None]:
         task = container.task
         if container.has_task and task is not None:
             with View(_root_of(task.pid, container)) as view:
                 yield view
             return
+        if sources is None:
+            raise _ended(container)
         try:
             mounted = self._snapshots.mounted(container.id, writable=writable)
             with mounted as root, View(os.open(root, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as view:
@@ -180,11 +175,11 @@ class Archives:
             raise
 
     @asynccontextmanager
-    async def _sources(self, container: Container) -> AsyncIterator[list[_Mounted]]:
+    async def _sources(self, container: Container) -> AsyncIterator[Sources]:
         """What is to be shown in a container that does not run; its volumes are held meanwhile."""
         _check_alive(container)
         if container.has_task:
-            yield []
+            yield None
             return
         record = container.record
         holder = f"copy-{os.urandom(8).hex()}"
@@ -244,12 +239,16 @@ def _root_of(pid: int, container: Container) -> int:
     try:
         root = os.open(f"/proc/{pid}/root", O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise Conflict(f"container {container.id} has just ended: try again") from None
+        raise _ended(container) from None
     # The process may have ended and its number be another's: never the machine's own root.
     if not container.has_task or os.path.samestat(os.fstat(root), os.stat("/")):
         os.close(root)
-        raise Conflict(f"container {container.id} has just ended: try again")
+        raise _ended(container)
     return root
+
+
+def _ended(container: Container) -> Conflict:
+    return Conflict(f"container {container.id} has just ended: try again")
 
 
 def _detached(source: _Mounted, *, writable: bool) -> int:
@@ -364,12 +363,18 @@ def _owner(view: View, user: str) -> tuple[int, int]:
     return identity.uid, identity.gid
 
 
-def _spool(channel: Iterable[bytes], spool: tempfile.SpooledTemporaryFile[bytes]) -> None:
-    for chunk in channel:
-        try:
-            spool.write(chunk)
-        except OSError as error:
-            raise ResourceExhausted(f"cannot take the archive in: {error.strerror}") from None
+async def _flowing(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The client's bytes; one that sends nothing for too long must not keep a container from its start."""
+    try:
+        while True:
+            async with asyncio.timeout(_STALL):
+                try:
+                    chunk = await anext(source)
+                except StopAsyncIteration:
+                    return
+            yield chunk
+    except TimeoutError:
+        raise InvalidArgument(f"nothing of the archive came for {_STALL} seconds") from None
 
 
 def _reported(error: OSError) -> Exception:
