@@ -150,7 +150,7 @@ def serve(path: Path, container_id: str, namespace: int) -> None:
 
 
 def questions(namespace: object, name: str, clients: int) -> tuple[float, float]:
-    """Answers per second, and the time in milliseconds within which 99 of 100 came. Each client is a process with one question at a time."""
+    """Answers per second, and the milliseconds within which 99 of 100 came. Each client is a process with one question at a time."""
     from tare.networks.dns import wire
 
     message = wire.HEADER.pack(7, wire.RECURSION_DESIRED, 1, 0, 0, 0) + wire.pack_name(name) + b"\0\1\0\1"

@@ -64,6 +64,13 @@ OPTIONS = (
     Option("no-proxy", "no_proxy", "str", "Comma-separated hosts, domains and networks that are reached without a proxy"),
     Option("bridge", "bridge", "str", 'Default bridge to attach containers to ("none" disables networking)', "b"),
     Option("bip", "bip", "str", "Address of the default bridge as CIDR"),
+    Option(
+        "default-address-pool",
+        "default_address_pools",
+        "pools",
+        "Where networks get their subnets: base=CIDR,size=PREFIX",
+        key="default-address-pools",
+    ),
     Option("mtu", "mtu", "int", "MTU of containers' networks"),
     Option("cgroup-parent", "cgroup_parent", "str", "Parent cgroup of all containers"),
     Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file or none"),
@@ -206,6 +213,9 @@ def _add_value(values: dict[str, Any], option: Option, text: str) -> None:
     where = f"--{option.name}"
     if option.kind == "list":
         values.setdefault(option.field, []).append(text)
+    elif option.kind == "pools":
+        fields = dict(field.partition("=")[::2] for field in text.split(","))
+        values.setdefault(option.field, []).append(_pool(fields, f'invalid argument "{text}" for "{where}" flag'))
     elif option.kind == "map":
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -230,6 +240,17 @@ def _scalar(option: Option, text: str, fault: str) -> Any:
     if option.kind == "path":
         return Path(text) if text else None
     return text
+
+
+def _pool(fields: dict[str, Any], fault: str) -> tuple[str, int]:
+    """One address pool: the range, and the prefix length of the subnets that are cut from it."""
+    try:
+        base, size = ipaddress.ip_network(fields.pop("base")), int(fields.pop("size"))
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{fault}: expected base=CIDR,size=PREFIX ({error})") from None
+    if fields or not base.prefixlen <= size <= base.max_prefixlen - 2:
+        raise UsageError(f"{fault}: invalid subnet size {size} for {base}")
+    return str(base), size
 
 
 def _check_fixed(name: str, value: str, shown: str) -> None:
@@ -285,10 +306,13 @@ def _from_json(option: Option, value: Any, prefix: str) -> Any:
         "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
         "str": (lambda v: isinstance(v, str), "a string"),
         "path": (lambda v: isinstance(v, str), "a string"),
+        "pools": (lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v), "a list of objects with base and size"),
     }
     valid, wanted = checks[option.kind]
     if not valid(value):
         raise UsageError(f"{prefix}{wanted} is expected")
+    if option.kind == "pools":
+        return [_pool(dict(item), f"{prefix}{item}") for item in value]
     return (Path(value) if value else None) if option.kind == "path" else value
 
 

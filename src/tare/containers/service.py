@@ -281,9 +281,8 @@ class Containers:
         mode = host.network_mode
         if mode.startswith("container:") or mode in ("host", "none"):
             return {}
-        name = "bridge" if mode == "default" else mode
-        networks = {("bridge" if key == "default" else key): settings or EndpointSettings() for key, settings in asked.items()}
-        networks.setdefault(name, EndpointSettings())
+        networks = {self._networks.name_of(key): settings or EndpointSettings() for key, settings in asked.items()}
+        networks.setdefault(self._networks.name_of(mode), EndpointSettings())
         return networks
 
     def _inherited_mounts(self, host: HostConfig) -> list[MountPoint]:

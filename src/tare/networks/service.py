@@ -360,6 +360,14 @@ class Networks:
         mode = parse_mode(text)
         return replace(mode, name=self._resolve(mode.name).name) if mode.kind == "network" else mode
 
+    def name_of(self, reference: str) -> str:
+        """The name of a network that a client calls by its name or id; one that is not there keeps what it is called (a container may be
+        made before its network)."""
+        try:
+            return self._resolve(DEFAULT_NETWORK if reference == "default" else reference).name
+        except NotFound:
+            return reference
+
     def get(self, reference: str) -> NetworkView:
         """A network by id, name or unambiguous id prefix."""
         return self._view(self._resolve(reference))
