@@ -16,6 +16,7 @@ from networks_world import (
     HOST,
     OUTSIDE,
     Engine,
+    Namespace,
     Server,
     ask_tcp,
     ask_udp,
@@ -27,8 +28,10 @@ from networks_world import (
 from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound
 from tare.linux.netlink import Route
 from tare.networks.creation import NewNetwork
-from tare.networks.model import Endpoint, Subnet
+from tare.networks.dns import wire
+from tare.networks.model import Dns, Endpoint, Subnet
 from tare.networks.ports import PortBinding
+from tare.runtime import name_service
 
 TCP = socket.SOCK_STREAM
 UDP = socket.SOCK_DGRAM
@@ -385,6 +388,103 @@ async def rules_taken_away(root: Path) -> None:
     await engine.networks.disconnect(cid(1))
     await engine.close()
     assert nft("list ruleset") == ""
+
+
+async def upstream_names(root: Path) -> None:
+    """Questions that no container is the answer to go to other servers: by datagram and stream, past a dead one, once per lifetime."""
+    build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    net = await engine.networks.create(NewNetwork("net"))
+    gateway = net.subnets[0].gateway
+    asked: list[str] = []
+
+    def reply(message: bytes) -> bytes:
+        query = wire.parse_query(message)
+        asked.append(query.name)
+        code = wire.NXDOMAIN if query.name.startswith("no.") else wire.NOERROR
+        return wire.answer(
+            query, [bytes([192, 0, 2, 1])] * (100 if query.name == "big.test" else 1) if not code else (), code=code, size=512
+        )
+
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, peer: object) -> None:
+            self.transport.sendto(reply(data), peer)
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        message = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        query = wire.parse_query(message)
+        full = wire.answer(query, [bytes([192, 0, 2, 1])] * 100)
+        writer.write(len(full).to_bytes(2, "big") + full)
+        writer.close()
+
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Datagrams, (gateway, 53))
+    server = await asyncio.start_server(stream, gateway, 53)
+    dns = Dns(servers=(OUTSIDE, gateway))  # nothing listens on the first
+    web = await engine.networks.connect(cid(1), "web", network="net", endpoint=Endpoint(dns=dns))
+    inside = attach(web)
+    await asyncio.to_thread(name_service.serve, str(engine.networks.name_server([web])), cid(1), inside.fd, os.getpid())
+
+    async def ask(name: str, kind: int = socket.SOCK_DGRAM) -> bytes:
+        def blocking() -> bytes:
+            message = wire.HEADER.pack(9, wire.RECURSION_DESIRED, 1, 0, 0, 0) + wire.pack_name(name) + bytes([0, 1, 0, 1])
+            with inside.socket(kind) as sock:
+                sock.settimeout(8)
+                sock.connect(("127.0.0.11", 53))
+                if kind == socket.SOCK_DGRAM:
+                    sock.send(message)
+                    return sock.recv(4096)
+                sock.sendall(len(message).to_bytes(2, "big") + message)
+                with sock.makefile("rb") as file:
+                    return file.read(int.from_bytes(file.read(2), "big"))
+
+        return await asyncio.to_thread(blocking)
+
+    assert (await ask("example.test")).endswith(bytes([192, 0, 2, 1]))
+    assert (await ask("EXAMPLE.test")).endswith(bytes([192, 0, 2, 1])) and asked == ["example.test"]
+    assert wire.code_of(await ask("no.test")) == wire.NXDOMAIN
+    assert wire.is_truncated(await ask("big.test")) and len(await ask("big.test", socket.SOCK_STREAM)) > 1600
+    assert (await ask("web", socket.SOCK_STREAM)).endswith(socket.inet_aton(web.address))
+    transport.close()
+    server.close()
+    assert wire.code_of(await ask("other.test")) == wire.SERVFAIL
+    assert (await ask("example.test")).endswith(bytes([192, 0, 2, 1])), "what is known is still answered"
+    await engine.networks.disconnect(cid(1))
+    await engine.networks.remove("net")
+    await engine.close()
+
+
+async def udp_flows(root: Path) -> None:
+    """A peer that never stops sending from one port reaches whoever has the published port now."""
+    outside = build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    bindings = [PortBinding(7, "udp", "", 7007, 7007)]
+
+    def receive(namespace: Namespace, sender: socket.socket, word: bytes) -> None:
+        receiver = namespace.socket(socket.SOCK_DGRAM)
+        receiver.bind(("0.0.0.0", 7))
+        sender.sendto(word, (HOST, 7007))
+        assert receiver.recv(100) == word
+        receiver.close()
+
+    sender = outside.socket(socket.SOCK_DGRAM)
+    sender.sendto(b"nobody", (HOST, 7007))
+    for number in (1, 2):
+        connection = await engine.networks.connect(cid(number), "c", bindings=bindings)
+        namespace = attach(connection)
+        await asyncio.to_thread(receive, namespace, sender, f"to {number}".encode())
+        if number == 1:
+            first = namespace  # goes on living: the flow could still lead there
+            await engine.networks.disconnect(cid(1))
+    await engine.networks.disconnect(cid(2))
+    sender.close()
+    del first
+    await engine.close()
 
 
 async def dropping_host(root: Path) -> None:

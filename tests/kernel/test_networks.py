@@ -12,7 +12,7 @@ pytestmark = pytest.mark.root
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("scenario", ["traffic", "hairpin", "conflicts", "restore", "daemons", "options", "user_networks", "dropping_host", "rules_taken_away"])
+@pytest.mark.parametrize("scenario", ["traffic", "hairpin", "conflicts", "restore", "daemons", "options", "user_networks", "dropping_host", "rules_taken_away", "upstream_names", "udp_flows"])
 def test_scenario(scenario: str, tmp_path: Path) -> None:
     command = ["unshare", "-n", sys.executable, "-X", "faulthandler", str(HERE / "networks_scenarios.py"), scenario]
     done = subprocess.run([*command, str(tmp_path / "root")], capture_output=True, text=True, timeout=120, check=False)
