@@ -25,7 +25,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import cast
+from typing import BinaryIO, cast
 
 from tare.http.message import (
     REASONS,
@@ -46,6 +46,7 @@ Handler = Callable[[Request], Awaitable[Response | None]]
 
 READ_HIGH = 256 * 1024
 READ_LOW = 64 * 1024
+SEND_SIZE = 256 * 1024
 YIELD_EVERY = 512 * 1024
 """A writer whose client keeps up never waits; it must still let others run."""
 DRAIN_LIMIT = 256 * 1024
@@ -369,21 +370,42 @@ class Connection(asyncio.Protocol):
             _date(),
         )
 
-    async def start_stream(self, request: Request, status: int, content_type: str, headers: HeaderItems) -> StreamResponse:
+    async def start_stream(
+        self, request: Request, status: int, content_type: str, headers: HeaderItems, length: int | None = None
+    ) -> StreamResponse:
         if request.response_started:
             raise RuntimeError("the response was already started")
         request.response_started = True
-        chunked = request.head.version >= (1, 1)
+        chunked = request.head.version >= (1, 1) and length is None
         parts = [self._head_start(status)]
         parts.append(b"Content-Type: %b\r\n" % content_type.encode("latin-1"))
         if chunked:
             parts.append(b"Transfer-Encoding: chunked\r\n")
+        elif length is not None:
+            parts.append(b"Content-Length: %d\r\n" % length)
         _append_headers(parts, headers)
-        parts.append(_connection_line(request.head, chunked and request.head.keep_alive and not self.shared.closing))
-        self._stream = StreamResponse(self, chunked, request.method == "HEAD")
+        delimited = chunked or length is not None
+        parts.append(_connection_line(request.head, delimited and request.head.keep_alive and not self.shared.closing))
+        self._stream = StreamResponse(self, chunked, request.method == "HEAD", length)
         self.send(b"".join(parts))
         await self.drain()
         return self._stream
+
+    async def send_file(self, file: BinaryIO, offset: int, length: int) -> None:
+        """Send a part of a file, without copying it through this process where the transport allows that (not with TLS)."""
+        if self._lost:
+            raise ClientDisconnected("client disconnected")
+        try:
+            await self.shared.loop.sendfile(self._transport, file, offset, length, fallback=False)
+            return
+        except (asyncio.SendfileNotAvailableError, RuntimeError):
+            pass
+        except OSError:
+            raise ClientDisconnected("client disconnected while a file was sent") from None
+        while length > 0 and (data := os.pread(file.fileno(), min(length, SEND_SIZE), offset)):
+            self.send(data)
+            await self.drain()
+            offset, length = offset + len(data), length - len(data)
 
     # -- endings
 

@@ -19,7 +19,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from tare.http.parser import Headers, ProtocolError, RequestHead
@@ -211,9 +211,11 @@ class Request:
 
     # -- answer
 
-    async def stream(self, status: int = 200, content_type: str = "application/json", headers: HeaderItems = ()) -> StreamResponse:
-        """Send the head now and return the stream for the body (chunked; until close for HTTP/1.0)."""
-        return await self.connection.start_stream(self, status, content_type, headers)
+    async def stream(
+        self, status: int = 200, content_type: str = "application/json", headers: HeaderItems = (), length: int | None = None
+    ) -> StreamResponse:
+        """Send the head now and return the stream for the body (of ``length`` bytes, else chunked; until close for HTTP/1.0)."""
+        return await self.connection.start_stream(self, status, content_type, headers, length)
 
     async def hijack(self, head: bytes) -> Hijacked:
         """Send ``head`` as it is and take the connection out of HTTP. The body must have been read."""
@@ -260,23 +262,34 @@ class Request:
 class StreamResponse:
     """The body of an answer under way. ``write`` waits while the client reads slowly and raises ``ClientDisconnected`` when it has gone."""
 
-    __slots__ = ("_chunked", "_connection", "_mute", "finished")
+    __slots__ = ("_chunked", "_connection", "_left", "_mute", "finished")
 
-    def __init__(self, connection: Connection, chunked: bool, mute: bool) -> None:
+    def __init__(self, connection: Connection, chunked: bool, mute: bool, length: int | None = None) -> None:
         self._connection = connection
         self._chunked = chunked
+        self._left = length
         self._mute = mute  # HEAD
         self.finished = False
 
     async def write(self, data: bytes) -> None:
         if data and not self._mute:
+            if self._left is not None:
+                self._left -= len(data)
             self._connection.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         await self._connection.drain()
+
+    async def write_file(self, file: BinaryIO, offset: int, length: int) -> None:
+        """Send a part of a file; only in a body whose length was told."""
+        if self._left is None:
+            raise RuntimeError("a file needs a body of known length")
+        if not self._mute:
+            await self._connection.send_file(file, offset, length)
+            self._left -= length
 
     @property
     def delimited(self) -> bool:
         """The client can tell the end of the body without the connection being closed."""
-        return self._chunked or self._mute
+        return self._chunked or self._mute or self._left == 0
 
     def finish(self) -> None:
         """Mark the end of the body. The server calls it when the handler returns."""
