@@ -403,6 +403,8 @@ def _endpoints(options: Options) -> Document:
             if first.get(flag):
                 raise _refuse(f"conflicting options: cannot specify both --{flag} and per-network {flag}")
             first[flag] = options.text(flag)
+    if options.text("network-bandwidth"):
+        first["driver-opt"] = {**first.get("driver-opt", {}), "tare.bandwidth": options.text("network-bandwidth")}
     if options.items("link") and first["name"] != "default":
         first["links"] = options.items("link")
     result: Document = {}

@@ -274,6 +274,7 @@ CREATE_FLAGS: tuple[Row, ...] = (
     ("name", "", "string", "Assign a name to the container"),
     ("network", "", "network", "Connect a container to a network"),
     ("network-alias", "", "list", "Add network-scoped alias for the container"),
+    ("network-bandwidth", "", "string", "Limit bandwidth: RATE or RECEIVE/SEND, such as 10mbit"),
     ("no-healthcheck", "", "bool", "Disable any container-specified HEALTHCHECK"),
     ("oom-kill-disable", "", "bool", "Disable OOM Killer"),
     ("oom-score-adj", "", "int", "Tune host's OOM preferences (-1000 to 1000)"),

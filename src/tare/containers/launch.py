@@ -303,6 +303,7 @@ class Launcher:
             mac=settings.mac_address or (config.mac_address if first else ""),
             links=(*(settings.links or ()), *((host.links or ()) if first else ())),
             gw_priority=settings.gw_priority,
+            link_local=tuple((ipam.link_local_ips if ipam else None) or ()),
             driver_options=settings.driver_opts or {},
             dns=self._networks.dns(host.dns, host.dns_search, host.dns_options),
         )

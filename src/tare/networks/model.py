@@ -82,6 +82,8 @@ class Endpoint:
     """``CONTAINER:ALIAS``: further names, for this container only."""
     gw_priority: int = 0
     """The network of the highest priority gives the default route."""
+    link_local: tuple[str, ...] = ()
+    """Further addresses of the link."""
     driver_options: Mapping[str, str] = field(default_factory=dict)
     dns: Dns = Dns()
 
@@ -123,6 +125,7 @@ class Connection:
     gw_priority: int = 0
     dns: Dns = Dns()
     bandwidth: str = ""
+    link_local: tuple[str, ...] = ()
     internal: bool = False
     """Whether the network leads nowhere."""
     named: bool = False
@@ -141,7 +144,8 @@ class Connection:
     @property
     def cidrs(self) -> tuple[str, ...]:
         """All addresses with their prefix lengths."""
-        return tuple(filter(None, (self.cidr, self.cidr6)))
+        further = (f"{address}/{64 if ':' in address else 16}" for address in self.link_local)
+        return (*filter(None, (self.cidr, self.cidr6)), *further)
 
     @property
     def dns_names(self) -> tuple[str, ...]:

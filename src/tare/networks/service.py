@@ -219,6 +219,7 @@ class Networks:
                 links=endpoint.links,
                 gw_priority=endpoint.gw_priority,
                 dns=endpoint.dns,
+                link_local=tuple(map(_link_local, endpoint.link_local)),
                 internal=record.internal or record.driver == "null",
                 named=not record.predefined,
                 bandwidth=endpoint.driver_options.get(BANDWIDTH_OPTION, "") or record.options.get(BANDWIDTH_OPTION, ""),
@@ -750,3 +751,13 @@ class Networks:
             if warning not in self._warnings:
                 self._warnings.append(warning)
                 log.warning("%s", warning)
+
+
+def _link_local(text: str) -> str:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        address = None
+    if address is None or not address.is_link_local:
+        raise InvalidArgument(f"invalid endpoint settings:\ninvalid link-local IP address: {text}")
+    return str(address)
