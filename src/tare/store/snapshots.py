@@ -248,7 +248,12 @@ class Snapshots:
     @contextmanager
     def below(self, id: str) -> Iterator[int]:
         """A descriptor of the layers' merged view, without the upper directory."""
-        diff_ids = self.layers(id)
+        with self.view(self.layers(id)) as root:
+            yield root
+
+    @contextmanager
+    def view(self, diff_ids: Sequence[Digest]) -> Iterator[int]:
+        """A descriptor of the root directory that these layers (bottom first) make together, while the context lasts. Read-only."""
         lower = self._layers.acquire(diff_ids)[::-1]
         try:
             view = os.open(lower[0], _DIRECTORY) if len(lower) == 1 else _view(lower)

@@ -7,7 +7,7 @@ On disk, under ``data_root/layers/DRIVER``:
         layer.tar          the uncompressed tar, padded to 512 bytes (forms erofs, tar and pending)
         meta.erofs         its index (form erofs)
         fs/                its files, whiteouts in overlayfs's form (form directory)
-        linked-KEY/        its files for one particular stack below it (form pending)
+        linked-KEY/        its files for one particular stack below it (form pending, or with implied directories)
     l/SHORT -> ../sha256/HEX   short names, unique, because overlay options have room for few bytes per layer
     tmp/                   layers being written, and layers on their way out; emptied at start
     empty/                 the lower directory of an image without layers
@@ -34,13 +34,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from tare.errors import Conflict, Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.oci.digest import Digest
 from tare.store.durability import make_directory, remove_tree, replace_file, start_writeback, sync_directory, sync_filesystem, write_all
 from tare.store.layers import recipe
 from tare.store.layers.extract import extract
+from tare.store.layers.inherit import inherit, inherited
 from tare.store.layers.tree import Tree
 from tare.store.tar.entry import BLOCK, DEFAULT_LIMITS, Entry, Limits
 from tare.store.tar.reader import Parser
@@ -63,6 +64,8 @@ class Layer:
     """Mode, uid and gid of the root directory when the layer's tar has an entry for it."""
     dropped: tuple[str, ...] = ()
     """Extended attributes that were left out."""
+    implied: tuple[str, ...] = ()
+    """Directories that its tar does not name but has something in: they take their attributes from the layers below."""
 
 
 def tree_of(chunks: Iterable[bytes], limits: Limits = DEFAULT_LIMITS) -> Tree:
@@ -75,6 +78,18 @@ def tree_of(chunks: Iterable[bytes], limits: Limits = DEFAULT_LIMITS) -> Tree:
                 tree.add(entry)
     parser.close()
     return tree
+
+
+def _stack_key(layers: Iterable[Layer]) -> str:
+    return hashlib.sha256("".join(layer.diff_id for layer in layers).encode()).hexdigest()[:32]
+
+
+def _spooled(chunks: Iterable[bytes], target: BinaryIO) -> Iterator[bytes]:
+    """The chunks, written down as they pass."""
+    for chunk in chunks:
+        target.write(chunk)
+        yield chunk
+    target.flush()
 
 
 class LayerWriter:
@@ -175,6 +190,7 @@ class LayerDriver(ABC):
         self._records: dict[Digest, Layer] = {}
         self._shorts: dict[Digest, str] = {}
         self._counts: dict[Digest, int] = {}
+        self._inheriting: dict[tuple[Digest, str], bool] = {}
         for directory in (self._root, self._root / "sha256", self._root / "l", self._root / "empty", self._exec):
             make_directory(directory)
         (self._root / "empty").chmod(0o755)
@@ -208,8 +224,12 @@ class LayerDriver(ABC):
                 fields = json.loads((self.path(diff_id) / "layer.json").read_bytes())
                 root = fields.pop("root")
                 record = Layer(
-                    diff_id=diff_id, root=tuple(root) if root else None, dropped=tuple(fields.pop("dropped")), **fields
-                )  # fmt: skip
+                    diff_id=diff_id,
+                    root=tuple(root) if root else None,
+                    dropped=tuple(fields.pop("dropped")),
+                    implied=tuple(fields.pop("implied", ())),
+                    **fields,
+                )
             except FileNotFoundError:
                 return None
             except (ValueError, KeyError, TypeError):
@@ -306,6 +326,7 @@ class LayerDriver(ABC):
             form=form,
             root=(root.mode & 0o7777, root.uid, root.gid) if writer.tree.root_given else None,
             dropped=tuple(sorted(os.fsdecode(name) for name in writer.tree.dropped)),
+            implied=tuple(map(os.fsdecode, writer.tree.implied())),
         )
         fields = asdict(layer)
         del fields["diff_id"]
@@ -388,7 +409,8 @@ class LayerDriver(ABC):
             for index, layer in enumerate(layers):
                 if layer.entries == 0 or layer in layers[index + 1 :]:
                     continue
-                paths.append(self._linked(layer, layers[:index], paths) if layer.form == "pending" else self._show(layer))
+                special = layer.form == "pending" or (layer.implied and self._inherits(layer, layers[:index], paths))
+                paths.append(self._linked(layer, layers[:index], paths) if special else self._show(layer))
             return tuple(paths) or (self._root / "empty",)
 
     def release(self, diff_ids: Sequence[Digest]) -> None:
@@ -401,18 +423,27 @@ class LayerDriver(ABC):
                 else:
                     self._counts.pop(diff_id, None)
 
+    def _inherits(self, layer: Layer, below: Sequence[Layer], lowers: Sequence[Path]) -> bool:
+        """Whether an implied directory of the layer has to look otherwise over this stack than it does alone."""
+        key = layer.diff_id, _stack_key(below)
+        if key not in self._inheriting:
+            self._inheriting[key] = any(inherited(os.fsencode(path), lowers[::-1]) is not None for path in layer.implied)
+        return self._inheriting[key]
+
     def _linked(self, layer: Layer, below: Sequence[Layer], lowers: Sequence[Path]) -> Path:
-        """A pending layer, extracted for the stack below it (once per stack)."""
-        key = hashlib.sha256("".join(other.diff_id for other in below).encode()).hexdigest()[:32]
+        """A layer whose meaning depends on what lies below it, extracted for this stack (once per stack)."""
+        key = _stack_key(below)
         target = self._short_path(layer.diff_id) / f"linked-{key}"
         if target.exists():
             return target
         staging = Path(tempfile.mkdtemp(dir=self._root / "tmp"))
         try:
-            with open(self.path(layer.diff_id) / "layer.tar", "rb") as tar:
-                tree = tree_of(iter(lambda: tar.read(_CHUNK), b""), self._limits)
+            with open(staging / "tar", "w+b") as tar:
+                tree = tree_of(_spooled(self.tar(layer.diff_id), tar), self._limits)
+                inherit(tree, lowers[::-1])
                 (staging / "fs").mkdir(mode=0o755)
                 extract(tree, tar.fileno(), staging / "fs", lowers[::-1])
+            (staging / "tar").unlink()
             sync_filesystem(staging)
             (staging / "fs").rename(target)
         except OSError as error:

@@ -75,4 +75,6 @@ def _lay(lower: Node, upper: Node, *, own: bool = True) -> None:
                 below = lower.children.get(name)
                 if below is None or below.children is None:
                     below = lower.children[name] = Node(node.mode)
-                stack.append((below, node, True))
+                    stack.append((below, node, True))
+                else:
+                    stack.append((below, node, not node.implied))

@@ -6,12 +6,14 @@ for all drivers, and only the finished tree is turned into an EROFS image or int
 
 Rules (Docker's and the OCI layer spec's):
 - Names are cleaned lexically; one that leaves the root is refused. A path *through* a symbolic link of this layer is followed inside the
-  layer's root, like chroot; through anything else that is not a directory it is refused. Missing parents appear as root-owned 0755.
+  layer's root, like chroot; through anything else that is not a directory it is refused. Missing parents appear as root-owned 0755; they
+  are ``implied``: where a layer below has the directory, its attributes count.
 - A later entry replaces an earlier one of the same name (a whole directory too); a directory on a directory only updates its attributes.
 - ``.wh.NAME`` hides NAME of the layers *below*: never what this layer itself holds, whatever the order. If this layer has a directory of
   that name it becomes opaque. ``.wh..wh..opq`` makes its directory opaque. Other ``.wh..wh.`` names are AUFS's own and dropped.
 - ``trusted.overlay.*`` and ``user.overlay.*`` attributes in a tar are dropped: only the engine speaks overlayfs's language.
-- A hard link names an entry of this layer; if there is none, it waits (``missing``) for the layers below to be known.
+- A hard link names an entry of this layer and brings its own owner, mode, time and attributes for both (as Docker and containerd have it);
+  if there is none, it waits (``missing``) for the layers below to be known.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ _FORMATS = {
 class Node:
     """One inode. Several directory entries may hold the same node (hard links)."""
 
-    __slots__ = ("children", "gid", "lower", "mode", "mtime_ns", "offset", "rdev", "size", "sparse", "target", "uid", "xattrs")
+    __slots__ = ("children", "gid", "implied", "lower", "mode", "mtime_ns", "offset", "rdev", "size", "sparse", "target", "uid", "xattrs")
 
     def __init__(self, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = 0) -> None:
         self.mode = mode
@@ -62,6 +64,8 @@ class Node:
         """For a hard link whose target is not in this layer: the target's path."""
         self.sparse: tuple[tuple[int, int], ...] | None = None
         self.xattrs: dict[bytes, bytes] | None = None
+        self.implied = False
+        """Whether this directory has no entry of its own (yet): only something below it has."""
         self.children: dict[bytes, Node] | None = {} if mode & 0o170000 == stat.S_IFDIR else None
 
     @property
@@ -87,6 +91,7 @@ class Tree:
         self.dropped: set[bytes] = set()
         """Names of extended attributes that were left out."""
         self._limits = limits
+        self._implies = False
         self._missing: list[tuple[bytes, Node]] = []
         self._directories: dict[bytes, Node] = {b"": self.root, b".": self.root}
         """Cache: a directory part as tars write it → its node. Emptied whenever a directory or a symbolic link is replaced."""
@@ -179,6 +184,8 @@ class Tree:
                 if len(part) > self._limits.name:
                     raise InvalidArgument(f"entry {_show(name[:80])} has a name longer than {self._limits.name} bytes")
                 made = Node(stat.S_IFDIR | 0o755)
+                made.implied = node is None
+                self._implies |= made.implied
                 if node is not None:
                     made.xattrs = {OPAQUE: b"y"}
                 children[part] = node = made
@@ -222,6 +229,7 @@ class Tree:
     def _update(self, node: Node, entry: Entry) -> None:
         """A directory entry for a directory that exists: its attributes change, its content and opacity stay."""
         opaque = node.xattrs is not None and OPAQUE in node.xattrs
+        node.implied = False
         node.mode = stat.S_IFDIR | entry.mode
         node.uid, node.gid, node.mtime_ns = entry.uid, entry.gid, entry.mtime_ns
         node.xattrs = self._keep(entry.xattrs) if entry.xattrs else None
@@ -268,6 +276,12 @@ class Tree:
             return waiting
         if found.children is not None:
             raise Corrupt(f"entry {_show(entry.name)} is a hard link to the directory {_show(entry.linkname)}")
+        found.uid, found.gid = entry.uid, entry.gid
+        if found.target is None:
+            found.mode = stat.S_IFMT(found.mode) | entry.mode
+            found.mtime_ns = entry.mtime_ns
+            if entry.xattrs:
+                found.xattrs = {**(found.xattrs or {}), **(self._keep(entry.xattrs) or {})} or None
         return found
 
     def _find(self, parts: list[bytes], name: bytes) -> Node | None:
@@ -297,6 +311,10 @@ class Tree:
             if id(node) in present and node.lower is not None:
                 waiting.setdefault(node.lower, []).append(node)
         return waiting
+
+    def implied(self) -> list[bytes]:
+        """The paths of directories that have no entry of their own."""
+        return [path for path, node in self.walk() if node.implied] if self._implies else []
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
         """Every path with its node, the root (as ``b""``) first, parents before children, names in byte order."""
