@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
+import json
 import logging
 import os
 import resource
@@ -19,6 +21,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,6 +190,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._terminate, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._dump_stacks)
         context = _tls_context(config)
         engine = self._engine = Engine(config, self._driver)
         await engine.start()
@@ -235,18 +239,50 @@ class Daemon:
 
     def _reload(self) -> None:
         """SIGHUP: options are read again; what cannot change while running is named and left."""
+        from tare.api.docker.info import engine_id
+
         try:
             fresh = daemon_options.load(self._settings.arguments).config
         except UsageError as error:
             log.error("configuration not reloaded: %s", error)
             return
-        self._config, pending = daemon_options.reloaded(self._config, fresh)
-        self._engine.config = self._config
+        config, pending = daemon_options.reloaded(self._config, fresh)
+        try:
+            self._engine.reconfigure(config)
+        except TareError as error:
+            log.error("configuration not reloaded: %s", error)
+            return
+        self._config = config
         daemon_log.set_level(_log_level(self._config))
         if pending:
             log.warning("changes of %s take effect at the next start", ", ".join(pending))
         log.info("Reloaded configuration")
-        self._engine.events.publish("daemon", "reload", "", {"name": os.uname().nodename, "debug": str(self._config.debug).lower()})
+        self._engine.events.publish("daemon", "reload", engine_id(config.data_root), _reload_attributes(config))
+
+    def _dump_stacks(self) -> None:
+        """SIGUSR1: what every task and thread is doing, into a file beside the sockets; for a daemon that seems to hang."""
+        path = self._config.exec_root / f"stacks-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}.log"
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("w") as file:
+            os.chmod(unfinished, 0o600)
+            for task in asyncio.all_tasks():
+                task.print_stack(file=file)
+            file.flush()
+            faulthandler.dump_traceback(file=file, all_threads=True)
+        unfinished.replace(path)
+        log.info("stacks of tasks and threads written to %s", path)
+
+
+def _reload_attributes(config: EngineConfig) -> dict[str, str]:
+    """What a reload event tells: the settings in force, lists in JSON as dockerd has them."""
+    return {
+        "name": os.uname().nodename,
+        "debug": str(config.debug).lower(),
+        "labels": json.dumps(list(config.labels)),
+        "registry-mirrors": json.dumps(list(config.registry_mirrors)),
+        "insecure-registries": json.dumps(list(config.insecure_registries)),
+        "shutdown-timeout": str(config.shutdown_timeout),
+    }
 
 
 def _tls_context(config: EngineConfig) -> ssl.SSLContext | None:

@@ -89,7 +89,7 @@ OPTIONS = (
     Option("label", "labels", "list", "Set key=value labels to the daemon", key="labels"),
 )
 
-RELOADABLE = ("debug", "log_level", "labels", "shutdown_timeout", "slow_request")
+RELOADABLE = ("debug", "log_level", "labels", "shutdown_timeout", "slow_request", "registry_mirrors", "insecure_registries")
 """Fields that a running daemon takes over at SIGHUP."""
 
 FIXED: dict[str, tuple[tuple[str, ...], str]] = {

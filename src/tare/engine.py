@@ -11,6 +11,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from tare.containers.service import Containers
+from tare.distribution.endpoints import RegistryPolicy, check_insecure
+from tare.distribution.registry_rules import read_rules
 from tare.events import EventBus
 from tare.images.garbage import PARTIAL_AGE
 from tare.images.service import Images
@@ -25,7 +27,6 @@ from tare.store.snapshots import Snapshots
 from tare.volumes.service import Volumes
 
 if TYPE_CHECKING:
-
     from tare.config import EngineConfig
     from tare.containers.task import TaskDriver
 
@@ -41,6 +42,13 @@ class Engine:
         self.events = EventBus()
         self._lock = DataRootLock(config.data_root)
         self._open = False
+
+    def reconfigure(self, config: EngineConfig) -> None:
+        """Take over what may change while the engine runs (``daemon_options.RELOADABLE``). ``InvalidArgument``: nothing has changed."""
+        check_insecure(config.insecure_registries)
+        policy = RegistryPolicy(config.registry_mirrors, config.insecure_registries, read_rules(config.registry_config))
+        self.config = config
+        self.images.registry.set_policy(policy)
 
     async def start(self) -> None:
         """Take the data root, open the stores, take over running containers. Raises ``Conflict`` when another process owns the root."""

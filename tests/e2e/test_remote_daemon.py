@@ -135,13 +135,18 @@ def test_slow_requests_are_named(remote: tuple[Daemon, Path]) -> None:
 def test_options_are_read_again(remote: tuple[Daemon, Path]) -> None:
     daemon, _ = remote
     assert daemon.process is not None
-    (daemon.root / "daemon.json").write_text(json.dumps({"labels": ["c=d"], "debug": True, "mtu": 1400}))
+    (daemon.root / "daemon.json").write_text(
+        json.dumps({"labels": ["c=d"], "debug": True, "mtu": 1400, "insecure-registries": ["r.example"]})
+    )
     daemon.process.send_signal(signal.SIGHUP)
     for _ in range(100):
         if any(record["msg"] == "Reloaded configuration" for record in records(daemon)):
             break
         time.sleep(0.05)
     assert daemon.docker("info", "--format", "{{.Labels}} {{.Debug}}").stdout == "[c=d] true\n"
+    assert "r.example" in daemon.docker("info", "--format", "{{json .RegistryConfig.IndexConfigs}}").stdout
+    reload = daemon.docker("events", "--since", "1m", "--until", "0s", "--filter", "type=daemon", "--format", "{{json .Actor.Attributes}}")
+    assert json.loads(reload.stdout)["insecure-registries"] == '["r.example"]'
     assert "changes of mtu take effect at the next start" in daemon.log
     (daemon.root / "daemon.json").write_text("{broken")
     daemon.process.send_signal(signal.SIGHUP)
@@ -150,6 +155,16 @@ def test_options_are_read_again(remote: tuple[Daemon, Path]) -> None:
             break
         time.sleep(0.05)
     assert daemon.docker("info", "--format", "{{.Labels}}").stdout == "[c=d]\n"
+
+
+def test_stacks_of_a_daemon_that_seems_to_hang(own_daemon: Daemon) -> None:
+    assert own_daemon.process is not None
+    own_daemon.process.send_signal(signal.SIGUSR1)
+    for _ in range(100):
+        if found := list((own_daemon.root / "run").glob("stacks-*.log")):
+            break
+        time.sleep(0.05)
+    assert "Stack for <Task" in found[0].read_text() and own_daemon.docker("version").returncode == 0
 
 
 def test_a_setting_in_two_places_is_refused(tmp_path: Path) -> None:
@@ -210,7 +225,9 @@ def test_dial_stdio(engine: Daemon) -> None:
     assert done.stdout.startswith(b"HTTP/1.1 200 OK\r\n") and done.stdout.endswith(b"OK")
     left, right = socket.socketpair()
     with left, right:
-        process = subprocess.Popen([str(BIN / "tare"), "-H", engine.host, "system", "dial-stdio"], stdin=right.fileno(), stdout=right.fileno())
+        process = subprocess.Popen(
+            [str(BIN / "tare"), "-H", engine.host, "system", "dial-stdio"], stdin=right.fileno(), stdout=right.fileno()
+        )
         right.close()
         left.sendall(b"GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n")
         assert left.recv(4096).startswith(b"HTTP/1.1 200 OK")

@@ -208,6 +208,12 @@ class Registry:
         endpoint = self.policy.endpoints(credentials.domain)[-1]
         return await Access(transport, endpoint, credentials, lambda challenge: "").login()
 
+    def set_policy(self, policy: RegistryPolicy) -> None:
+        """Mirrors, insecure registries and rules for the transfers to come; those under way go on as they began."""
+        self.policy = policy
+        if self._transport is not None:
+            self._transport.policy = policy
+
     async def transport(self) -> Transport:
         """The connections that all transfers share; the first call loads the HTTP client."""
         async with self._loading:

@@ -56,7 +56,7 @@ class Transport:
     """A pool of connections for all registries. Use on one event loop; ``close`` when done."""
 
     def __init__(self, policy: RegistryPolicy, user_agent: str, certificate_directories: Sequence[Path] = certificates.DIRECTORIES) -> None:
-        self._policy = policy
+        self.policy = policy
         self.memory = Memory()
         self._certificates = Certificates(certificate_directories)
         self._session = aiohttp.ClientSession(
@@ -94,7 +94,7 @@ class Transport:
             if _origin(target) != _origin(url):
                 sent.pop(hdrs.AUTHORIZATION, None)
                 form = None
-                verify = not self._policy.is_insecure(urlsplit(target).netloc)
+                verify = not self.policy.is_insecure(urlsplit(target).netloc)
             url = target
         raise Upstream(f'{_verb(method)} "{url}": stopped after {REDIRECT_LIMIT} redirects')
 

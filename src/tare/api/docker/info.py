@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from tare.api.docker import version_differences as differences
 from tare.api.docker import versions
 from tare.api.docker.versions import ApiVersion
+from tare.containers.logdrivers import DRIVERS
 from tare.linux.cgroup.detect import Layout, detect
+from tare.networks import parent
 
 if TYPE_CHECKING:
     from tare.engine import Engine
 
 _DEFAULT_POOLS = [{"Base": f"172.{number}.0.0/16", "Size": 16} for number in range(17, 32)] + [{"Base": "192.168.0.0/16", "Size": 20}]
+_NETWORK_DRIVERS = ("bridge", "host", "null", *parent.DRIVERS)
 _machine: dict[str, Any] | None = None
 
 
@@ -29,7 +32,7 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
         "ID": engine_id(engine.config.data_root),
         **_counts(engine),
         **_storage(engine),
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None, "Log": ["json-file", "none"]},
+        "Plugins": {"Volume": ["local"], "Network": sorted(_NETWORK_DRIVERS), "Authorization": None, "Log": [*DRIVERS]},
         **machine["limits"],
         "Debug": engine.config.debug,
         "NFd": len(os.listdir("/proc/self/fd")),
@@ -140,8 +143,8 @@ def _runtimes(version: ApiVersion) -> dict[str, Any]:
         return {"ID": text, "Expected": text} if version < (1, 49) else {"ID": text}
 
     return {
-        "Runtimes": {"tare": {"path": "tare-runtime"}},
-        "DefaultRuntime": "tare",
+        "Runtimes": {name: {"path": "tare-runtime"} for name in ("io.containerd.runc.v2", "runc", "tare")},
+        "DefaultRuntime": "runc",  # as inspect shows it: the name that clients know for "the engine's own"
         "InitBinary": "",
         "ContainerdCommit": commit("none"),
         "RuncCommit": commit(f"tare-runtime {own}"),
