@@ -57,7 +57,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, P
 
 
 def records(daemon: Daemon) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in daemon.log.splitlines()]
+    return [json.loads(line) for line in daemon.log.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def address(daemon: Daemon, text: str) -> str:
@@ -145,7 +145,9 @@ def test_options_are_read_again(remote: tuple[Daemon, Path]) -> None:
         time.sleep(0.05)
     assert daemon.docker("info", "--format", "{{.Labels}} {{.Debug}}").stdout == "[c=d] true\n"
     assert "r.example" in daemon.docker("info", "--format", "{{json .RegistryConfig.IndexConfigs}}").stdout
-    reload = daemon.docker("events", "--since", "1m", "--until", "0s", "--filter", "type=daemon", "--format", "{{json .Actor.Attributes}}")
+    reload = daemon.docker(
+        "events", "--since", "1m", "--until", str(int(time.time()) + 1), "--filter", "type=daemon", "--format", "{{json .Actor.Attributes}}"
+    )
     assert json.loads(reload.stdout)["insecure-registries"] == '["r.example"]'
     assert "changes of mtu take effect at the next start" in daemon.log
     (daemon.root / "daemon.json").write_text("{broken")
