@@ -185,19 +185,19 @@ def test_attach_to_a_running_container(engine: Daemon) -> None:
 
 
 def test_wait_stop_kill_restart_rm(engine: Daemon) -> None:
-    engine.docker("run", "-d", "--name", "cc", "busybox", "sleep", "100")
-    running = engine.docker("rm", "cc", check=False)
+    engine.docker("run", "-d", "--name", "halted", "busybox", "sleep", "100")
+    running = engine.docker("rm", "halted", check=False)
     assert running.returncode == 1 and "container is running: stop the container before removing or force remove" in running.stderr
-    engine.docker("kill", "cc")
-    assert engine.docker("wait", "cc").stdout == "137\n"
-    again = engine.docker("kill", "cc", check=False)
+    engine.docker("kill", "halted")
+    assert engine.docker("wait", "halted").stdout == "137\n"
+    again = engine.docker("kill", "halted", check=False)
     assert again.returncode == 1 and "is not running" in again.stderr
-    engine.docker("start", "cc")
-    engine.docker("restart", "-t", "0", "cc")
-    assert engine.docker("inspect", "-f", "{{.State.Running}}", "cc").stdout == "true\n"
-    engine.docker("stop", "-t", "0", "cc")
-    engine.docker("rm", "cc")
-    gone = engine.docker("inspect", "cc", check=False)
+    engine.docker("start", "halted")
+    engine.docker("restart", "-t", "0", "halted")
+    assert engine.docker("inspect", "-f", "{{.State.Running}}", "halted").stdout == "true\n"
+    engine.docker("stop", "-t", "0", "halted")
+    engine.docker("rm", "halted")
+    gone = engine.docker("inspect", "halted", check=False)
     assert gone.returncode == 1 and "No such" in gone.stderr
 
 

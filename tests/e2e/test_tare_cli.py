@@ -324,6 +324,35 @@ def test_proxies_of_the_configuration(engine: Daemon, tmp_path: Path) -> None:
     assert {"HTTP_PROXY=http://everywhere:1", "no_proxy=a,b"} <= set(shown)
 
 
+def test_default_platform_and_pinned_version(engine: Daemon, tmp_path: Path) -> None:
+    done = tare(
+        "-H",
+        engine.host,
+        "run",
+        "--rm",
+        "--pull",
+        "never",
+        "busybox",
+        "true",
+        home=tmp_path,
+        env={"DOCKER_DEFAULT_PLATFORM": "linux/s390x"},
+    )
+    assert done.returncode == 125 and "wanted linux/s390x" in done.stderr
+    pinned = tare("-H", engine.host, "version", "-f", "{{.Client.ApiVersion}}", home=tmp_path, env={"DOCKER_API_VERSION": "1.40"})
+    assert pinned.stdout == "1.40\n"
+    bad = tare("-H", engine.host, "ps", home=tmp_path, env={"DOCKER_API_VERSION": "1.4/../x"})
+    assert bad.returncode == 1 and "invalid DOCKER_API_VERSION" in bad.stderr
+
+
+def test_help_before_and_after_the_verb(tmp_path: Path) -> None:
+    pages = {
+        tare(*words, home=tmp_path).stdout for words in (("ps", "--help"), ("--help", "ps"), ("help", "ps"), ("container", "ls", "-h"))
+    }
+    assert len(pages) == 1 and "tare ps --filter status=exited" in pages.pop()
+    done = tare("--log-level", "bad", "ps", home=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "Unable to parse logging level: bad\n")
+
+
 # Shells
 
 BASH_DRIVER = r"""

@@ -63,7 +63,7 @@ def test_help_is_none() -> None:
     [
         (["--bogus"], "unknown flag: --bogus"),
         (["-Z"], "unknown shorthand flag: 'Z' in -Z"),
-        (["-itZ"], "unknown shorthand flag: 'Z' in -itZ"),
+        (["-itZ"], "unknown shorthand flag: 'Z' in -Z"),
         (["--name"], "flag needs an argument: --name"),
         (["-p"], "flag needs an argument: 'p' in -p"),
         (["-it=3"], 'invalid argument "3" for "-t, --tty" flag: strconv.ParseBool: parsing "3": invalid syntax'),

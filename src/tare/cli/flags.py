@@ -339,13 +339,13 @@ class _Parser:
             if row is None:
                 if letter == "h":
                     return False
-                raise UsageError(f"unknown shorthand flag: '{letter}' in {word}")
+                raise UsageError(f"unknown shorthand flag: '{letter}' in -{letter}{letters}")
             if row[2] == "bool" and not letters.startswith("="):
                 value = "true"
             elif letters:
                 value, letters = letters.removeprefix("="), ""
             else:
-                value = self._argument(f"'{letter}' in {word}")
+                value = self._argument(f"'{letter}' in -{letter}")
             _store(self.options, row, value, self._kind)
         return True
 

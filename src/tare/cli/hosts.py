@@ -62,12 +62,15 @@ class Choice:
         """A client for this daemon; nothing is sent yet."""
         from tare.cli.connection import Client, open_socket
 
+        version = os.environ.get("DOCKER_API_VERSION", "").removeprefix("v")
+        if version.replace(".", "", 1).strip("0123456789"):
+            raise CliError(f"invalid DOCKER_API_VERSION: {version}")
         headers = None if self.host.startswith("unix://") and not self.named else _extra_headers()
         if self.tls is None and not self.host.startswith("ssh://"):
-            return Client(self.host, open_socket, headers)
+            return Client(self.host, open_socket, headers, version)
         from tare.cli.remote import opener
 
-        return Client(self.host, opener(self.host, self.tls), headers)
+        return Client(self.host, opener(self.host, self.tls), headers, version)
 
 
 def _extra_headers() -> Mapping[str, str] | None:
@@ -153,7 +156,7 @@ def choose(flags: Options | None = None) -> Choice:
         raise CliError(f"{UNRESOLVED}: Specify only one -H")
     if hosts and context:
         raise CliError("conflicting options: cannot specify both --host and --context", 1)
-    if not context:
+    if context in ("", "default"):
         named = (
             (hosts[0] if hosts else "", "-H"),
             (os.environ.get("TARE_HOST", ""), "TARE_HOST"),
@@ -162,9 +165,9 @@ def choose(flags: Options | None = None) -> Choice:
         for host, source in named:
             if host:
                 return _direct(host, source, flags)
-        context = os.environ.get("TARE_CONTEXT", "") or os.environ.get("DOCKER_CONTEXT", "")
+        context = context or os.environ.get("TARE_CONTEXT", "") or os.environ.get("DOCKER_CONTEXT", "")
     config = settings()
-    if not context and config.get("host"):
+    if context in ("", "default") and config.get("host"):
         return _direct(str(config["host"]), settings_file(), flags)
     context = context or str(config.get("currentContext") or "")
     if context and context != "default":

@@ -173,6 +173,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "stop": ("tare.cli.daemon", "STOP", "Stop the daemon; containers go on"),
     },
 }
+_LOG_LEVELS = ("debug", "info", "warn", "error", "fatal", "panic", "trace", "warning")
 SYNONYMS = {"list": "ls", "remove": "rm"}
 GLOBAL_FLAGS: tuple[Row, ...] = (
     ("config", "", "string", "Location of client config files", "~/.docker"),
@@ -274,8 +275,16 @@ def _global_flags(words: list[str]) -> tuple[Options | None, list[str]]:
 
         sys.stdout.write(f"Tare version {CLIENT_VERSION}\n")
         return None, []
-    if options is None or not options.operands:
+    if options is None:
+        topic = [word for word in words if word not in ("--help", "-h")]
+        if topic and not topic[0].startswith("-"):
+            return None, [*topic, "--help"]
         sys.stdout.write(root_help())
+        return None, []
+    if options.text("log-level") not in _LOG_LEVELS:
+        raise CliError(f"Unable to parse logging level: {options.text('log-level')}")
+    if not options.operands:
+        sys.stderr.write(root_help())
         return None, []
     if "config" in options.given:
         # For everybody who looks for client files, in this process and in those that it starts.
@@ -290,6 +299,8 @@ def find(words: list[str]) -> Command | None:
         if not words:
             sys.stdout.write(root_help())
             return None
+        if words[0] not in {**COMMON, **OTHER, **GROUPS}:
+            raise CliError(f"unknown help topic: {words[0]}")
         words.append("--help")
         return find(words)
     if verb in GROUPS:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from tare.cli.documents import encode
 from tare.cli.failures import CliError
 
 _ALLOWED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+
+
+def chosen(given: str) -> str:
+    """The platform of the flag, else of ``DOCKER_DEFAULT_PLATFORM``."""
+    return given or os.environ.get("DOCKER_DEFAULT_PLATFORM", "")
 
 
 def check(text: str) -> None:

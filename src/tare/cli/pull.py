@@ -14,6 +14,7 @@ from tare.cli import credentials
 from tare.cli.failures import CliError
 from tare.cli.flags import Command
 from tare.cli.humanize import size3
+from tare.cli.platforms import chosen
 from tare.cli.reference import parse
 
 TYPE_CHECKING = False
@@ -119,7 +120,7 @@ def _pull(context: Context, options: Options) -> int:
     if not reference.tag and not reference.digest and not every and not quiet:
         sys.stdout.write("Using default tag: latest\n")
         sys.stdout.flush()
-    pull(context.client, name, platform=options.text("platform"), quiet=quiet, all_tags=every)
+    pull(context.client, name, platform=chosen(options.text("platform")), quiet=quiet, all_tags=every)
     suffix = "" if every else ("@" if reference.digest else ":") + reference.suffix
     sys.stdout.write(f"{reference.name}{suffix}\n")
     return 0

@@ -16,6 +16,7 @@ from tare.cli.createflags import CREATE_FLAGS, CREATE_KINDS, RUN_ONLY_FLAGS
 from tare.cli.failures import CliError, DaemonError
 from tare.cli.flags import Command
 from tare.cli.platforms import check as check_platform
+from tare.cli.platforms import chosen
 from tare.cli.terminal import Handlers, size
 
 TYPE_CHECKING = False
@@ -51,7 +52,7 @@ def create(client: Client, options: Options, body: Document) -> str:
     if policy not in _PULL and policy:
         raise CliError(f'invalid pull option: \'{policy}\': must be one of "always", "missing" or "never"', 125)
     try:
-        check_platform(options.text("platform"))
+        check_platform(chosen(options.text("platform")))
     except CliError as error:
         raise CliError(f"error parsing specified platform: {error}", 125) from None
     if options.on("use-api-socket"):
@@ -61,7 +62,7 @@ def create(client: Client, options: Options, body: Document) -> str:
             raise CliError(f'"--{flag}" is only supported on a Tare daemon running on windows, but the Tare daemon is running on linux', 1)
     image = options.operands[0]
     reference = parse(image)
-    query = {"name": options.text("name"), "platform": options.text("platform")}
+    query = {"name": options.text("name"), "platform": chosen(options.text("platform"))}
     if policy == "always":
         _pull(client, image, options)
     try:
@@ -97,7 +98,7 @@ def _pull(client: Client, image: str, options: Options) -> None:
     from tare.cli.pull import pull
 
     try:
-        pull(client, image, platform=options.text("platform"), quiet=options.on("quiet"), stream=2)
+        pull(client, image, platform=chosen(options.text("platform")), quiet=options.on("quiet"), stream=2)
     except CliError as error:
         raise CliError(str(error), 125) from None
 
