@@ -34,6 +34,7 @@ WORKS = [
     ("--group-add audio --group-add 777", "id", r"uid=0\(root\) gid=0\(root\) groups=0\(root\),29\(audio\),777"),
     ("-u www-data", "id", r"uid=33\(www-data\) gid=33\(www-data\) groups=29\(audio\),33\(www-data\)"),
     ("-u 1000:29", "id", r"uid=1000 gid=29\(audio\) groups=29\(audio\)"),
+    ("--shm-size 64m", "df /dev/shm | tail -1", r"shm\s+65536 .*"),
     ("--shm-size 1m", "df /dev/shm | tail -1", r"shm\s+1024 .*"),
     ("--oom-score-adj 100", "cat /proc/self/oom_score_adj", r"100"),
     ("--ipc none", "ls -d /dev/shm/x 2>&1; grep -c shm /proc/mounts; true", r"(?s).*\n0"),

@@ -31,13 +31,14 @@ Key = tuple[str, tuple[str, ...], int]
 """Type, parameters, attributes."""
 
 DEV: Key = ("tmpfs", ("mode=755", "size=65536k"), MOUNT_ATTR_NOSUID | MOUNT_ATTR_STRICTATIME)
+SHM: Key = ("tmpfs", ("mode=1777", "size=67108864"), _SAFE)
 USUAL: tuple[Key, ...] = (
     ("proc", (), _SAFE),
     DEV,
     ("devpts", ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5"), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
     ("sysfs", (), _SAFE | MOUNT_ATTR_RDONLY),
     ("mqueue", (), _SAFE),
-    ("tmpfs", ("mode=1777", "size=67108864"), _SAFE),
+    SHM,
 )
 
 
@@ -75,7 +76,7 @@ def prepare() -> Prepared:
     try:
         for key in USUAL:
             fstype, options, attributes = key
-            fd = mount.new_filesystem(fstype, options, attributes, fstype)
+            fd = mount.new_filesystem(fstype, options, attributes, "shm" if key == SHM else fstype)
             prepared.mounts[key] = fd
             if key == DEV:
                 fill_dev(fd)
