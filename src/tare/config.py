@@ -66,6 +66,9 @@ class EngineConfig:
     log_opts: dict[str, str] = field(default_factory=lambda: {"max-size": "100m", "max-file": "5"})
     shutdown_timeout: int = 15
     max_concurrent_downloads: int = 3
+    max_concurrent_uploads: int = 5
+    max_download_attempts: int = 5
+    """Tries in a row of one layer's download that may bring nothing."""
     debug: bool = False
     labels: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()

@@ -83,6 +83,8 @@ OPTIONS = (
     Option("tlskey", "tlskey", "path", "Path of the TLS key"),
     Option("shutdown-timeout", "shutdown_timeout", "int", "Seconds to wait for requests under way at shutdown"),
     Option("max-concurrent-downloads", "max_concurrent_downloads", "int", "Layers fetched at once"),
+    Option("max-concurrent-uploads", "max_concurrent_uploads", "int", "Layers pushed at once"),
+    Option("max-download-attempts", "max_download_attempts", "int", "Tries of a layer's download that may bring nothing"),
     Option("dns", "dns", "list", "DNS server for containers"),
     Option("dns-search", "dns_search", "list", "DNS search domain"),
     Option("dns-opt", "dns_options", "list", "DNS option", key="dns-opts"),
@@ -342,6 +344,10 @@ def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
         raise UsageError(f"invalid shutdown timeout {config.shutdown_timeout}: expected seconds, or -1 for no limit")
     if config.max_concurrent_downloads < 1:
         raise UsageError(f"invalid max concurrent downloads: {config.max_concurrent_downloads}")
+    if config.max_concurrent_uploads < 1:
+        raise UsageError(f"invalid max concurrent uploads: {config.max_concurrent_uploads}")
+    if config.max_download_attempts < 1:
+        raise UsageError(f"invalid max download attempts: {config.max_download_attempts}")
     for server in config.dns:
         _checked(ipaddress.ip_address, server, f"{server} is not an ip address")
     if config.bip is not None:

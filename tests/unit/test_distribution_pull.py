@@ -16,7 +16,7 @@ from aiohttp import web
 from distribution_world import World
 from fake_registry import FakeRegistry, error, serving
 from image_builder import build_image, build_index, sha256, tar_of
-from tare.distribution import endpoints, retry, transfer
+from tare.distribution import endpoints, retry
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
 from tare.errors import Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError, Unauthorized, Unavailable, Unsupported
@@ -192,8 +192,8 @@ def start_of(request: web.Request) -> int:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-async def test_resumes_with_the_next_pull(registry: FakeRegistry, world: World, ranges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+async def test_resumes_with_the_next_pull(registry: FakeRegistry, world: World, ranges: bool) -> None:
+    world.images.registry._attempts = 1
     built = registry.add(build_image(FILES))
     layer = built.blobs[built.layers[0]]
     registry.ranges = ranges

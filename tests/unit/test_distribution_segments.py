@@ -15,7 +15,7 @@ from aiohttp import web
 from distribution_world import World
 from fake_registry import FakeRegistry, error, serving
 from image_builder import BuiltImage, build_image
-from tare.distribution import retry, segments, transfer, transport
+from tare.distribution import retry, segments, transport
 from tare.distribution.retry import retry_after
 from tare.errors import Unavailable
 
@@ -125,7 +125,7 @@ async def test_budget_is_given_back(registry: FakeRegistry, world: World) -> Non
 
 async def test_a_registry_that_hangs(registry: FakeRegistry, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "STALL_TIMEOUT", 0.05)
-    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    world.images.registry._attempts = 2
     built = noisy(registry)
     released = asyncio.Event()
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tare.distribution.registry import Registry
     from tare.distribution.upload import Uploader
 
-MAX_CONCURRENT_UPLOADS = 5
 _CHUNK = 256 << 10
 
 
@@ -57,11 +56,11 @@ class Result(Progress):
 class Push:
     """Sends images to one repository."""
 
-    def __init__(self, uploader: Uploader, content: ContentStore, report: Report) -> None:
+    def __init__(self, uploader: Uploader, content: ContentStore, report: Report, slots: asyncio.Semaphore) -> None:
         self._uploader = uploader
         self._content = content
         self._report = report
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
+        self._slots = slots
 
     @classmethod
     async def open(
@@ -79,7 +78,7 @@ class Push:
 
         uploader = Uploader(transport, registry.policy, reference, credentials or Credentials(), sources)
         await uploader.connect()
-        return cls(uploader, content, report)
+        return cls(uploader, content, report, registry.upload_slots)
 
     async def layers(self, layers: Sequence[LayerToPush]) -> dict[Digest, Descriptor]:
         """Make all layers (bottom first) available in the repository; returns the blob that each is there."""

@@ -102,11 +102,16 @@ class Registry:
         policy: RegistryPolicy | None = None,
         max_concurrent_downloads: int = 3,
         certificate_directories: Sequence[Path] = DIRECTORIES,
+        max_concurrent_uploads: int = 5,
+        max_download_attempts: int = 5,
     ) -> None:
         self._content = content
         self._layers = layers
         self.policy = policy or RegistryPolicy()
         self._certificate_directories = certificate_directories
+        self._attempts = max_download_attempts
+        self.upload_slots = asyncio.Semaphore(max(1, max_concurrent_uploads))
+        """How many layers are pushed at once, by all pushes together."""
         self._slots = asyncio.Semaphore(max(1, max_concurrent_downloads))
         self._threads = max(1, max_concurrent_downloads) * STAGES + 1
         self._pool: ThreadPoolExecutor | None = None
@@ -296,7 +301,7 @@ class Registry:
                     return
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tare-pull")
-                transfer = LayerTransfer(descriptor, diff_id, self._content, self._layers, self._pool, tell, self._budget)
+                transfer = LayerTransfer(descriptor, diff_id, self._content, self._layers, self._pool, tell, self._budget, self._attempts)
                 await transfer.run(repository)
 
         while True:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tare.distribution.remote import Repository
 
 ATTEMPTS = 5
-"""Tries in a row that may bring nothing before a download counts as failed."""
+"""Tries in a row that may bring nothing before a download counts as failed, unless the daemon is told otherwise."""
 COMPRESSED_LIMIT = 4 << 20
 PLAIN_LIMIT = 4 << 20
 STAGES = 3
@@ -62,7 +62,9 @@ class LayerTransfer:
         pool: ThreadPoolExecutor,
         report: Report,
         budget: Budget,
+        attempts: int = ATTEMPTS,
     ) -> None:
+        self._attempts = attempts
         self._budget = budget
         self._descriptor = descriptor
         self._diff_id = diff_id
@@ -201,7 +203,7 @@ class LayerTransfer:
             except (Unavailable, ResourceExhausted) as error:
                 failed = 1 if offset > before else failed + 1
                 wait = getattr(error, "wait", 0.0)
-                if failed >= ATTEMPTS or not 0 <= wait <= PATIENCE:
+                if failed >= self._attempts or not 0 <= wait <= PATIENCE:
                     raise
                 await asyncio.sleep(max(wait, backoff(failed - 1)))
 
