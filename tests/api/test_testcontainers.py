@@ -1,5 +1,7 @@
-"""testcontainers, as its users have it: a service that is waited for, a published port, a network with aliases. Not among the pinned packages:
-``pip install testcontainers`` into the environment turns these tests on."""
+"""testcontainers, as its users have it: a service that is waited for, a published port, a network with aliases.
+
+Not among the pinned packages: ``pip install testcontainers`` into the environment turns these tests on.
+"""
 
 from __future__ import annotations
 
