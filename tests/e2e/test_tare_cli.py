@@ -277,8 +277,10 @@ def ssh(tmp_path: Path) -> Path:
     return program
 
 
-def test_over_ssh(engine: Daemon, ssh: Path, tmp_path: Path) -> None:
-    path = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+@pytest.mark.parametrize("there", ["tare", "docker"])
+def test_over_ssh(engine: Daemon, ssh: Path, tmp_path: Path, there: str) -> None:
+    usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    path = {"PATH": f"{ssh.parent}:{BIN}:{usual}" if there == "tare" else f"{ssh.parent}:{usual}"}
     host = f"ssh://me@machine:2222{engine.socket}"
     done = tare("-H", host, "run", "-i", "--rm", "busybox", "sh", "-c", "cat; exit 3", home=tmp_path, input="over\n", env=path)
     assert (done.returncode, done.stdout, done.stderr) == (3, "over\n", "")
