@@ -63,20 +63,25 @@ def text(info: dict[str, Any]) -> str:
     if info.get("Labels"):
         lines += [" Labels:", *(f"  {label}" for label in info["Labels"])]
     lines.append(f" Experimental: {str(bool(info.get('ExperimentalBuild'))).lower()}")
-    registries = info.get("RegistryConfig") or {}
-    insecure = [
-        *(name for name, entry in (registries.get("IndexConfigs") or {}).items() if not entry.get("Secure")),
-        *(registries.get("InsecureRegistryCIDRs") or ()),
-    ]
-    if insecure:
-        lines += [" Insecure Registries:", *(f"  {name}" for name in insecure)]
-    if registries.get("Mirrors"):
-        lines += [" Registry Mirrors:", *(f"  {mirror}" for mirror in registries["Mirrors"])]
+    lines += _registries(info.get("RegistryConfig") or {})
     lines.append(f" Live Restore Enabled: {str(bool(info.get('LiveRestoreEnabled'))).lower()}")
     if info.get("DefaultAddressPools"):
         lines.append(" Default Address Pools:")
         lines += [f"   Base: {pool['Base']}, Size: {pool['Size']}" for pool in info["DefaultAddressPools"]]
     return "\n".join(lines) + "\n"
+
+
+def _registries(registries: dict[str, Any]) -> list[str]:
+    insecure = [
+        *(name for name, entry in (registries.get("IndexConfigs") or {}).items() if not entry.get("Secure")),
+        *(registries.get("InsecureRegistryCIDRs") or ()),
+    ]
+    lines = []
+    if insecure:
+        lines += [" Insecure Registries:", *(f"  {name}" for name in insecure)]
+    if registries.get("Mirrors"):
+        lines += [" Registry Mirrors:", *(f"  {mirror}" for mirror in registries["Mirrors"])]
+    return lines
 
 
 def _info(context: Context, options: Options) -> int:
