@@ -192,7 +192,7 @@ class Engine:
     def die(self) -> None:
         """What is left of a daemon after kill -9: its descriptors are gone, nothing was tidied up."""
         self.networks._watch.stop()
-        self.networks._name_server.close()
+        self.networks._running.close()
         self.networks._ports.close()
         for attached in self.networks._attached.values():
             if attached.claim is not None:

@@ -35,15 +35,12 @@ from tare.events import EventBus
 from tare.linux.conntrack import forget_udp
 from tare.linux.netlink import Route
 from tare.linux.nft import Nftables
-from tare.networks import bandwidth, files, names, parent
+from tare.networks import bandwidth, etc, files, parent
 from tare.networks import bridge as kernel
 from tare.networks.attached import HOST_IP_OPTION, AttachedNetwork
 from tare.networks.creation import BANDWIDTH_OPTION, BRIDGE_NAME_OPTION, NewNetwork, check_network, check_request, mtu
-from tare.networks.dns.client import NameServer
-from tare.networks.dns.server import ADDRESS
 from tare.networks.gateway import gateways
 from tare.networks.ipam import Address, mac_for
-from tare.networks.live import Namespace
 from tare.networks.model import (
     DEFAULT_NETWORK,
     Connection,
@@ -54,15 +51,14 @@ from tare.networks.model import (
     NetworkView,
     parse_mode,
 )
-from tare.networks.placement import HOST_RESOLV_CONF, host_resolv_conf, place_default_bridge, place_subnets, read_text
+from tare.networks.placement import place_default_bridge, place_subnets
 from tare.networks.ports import HostPorts, PortBinding, PublishedPort
 from tare.networks.records import NetworkRecords
+from tare.networks.running import Running
 from tare.networks.watch import Watch
 from tare.store.metadata import Metadata
 
 log = logging.getLogger(__name__)
-
-HOST_HOSTS = Path("/etc/hosts")
 
 
 class Networks:
@@ -77,9 +73,7 @@ class Networks:
         self._attached: dict[str, AttachedNetwork] = {}
         self._places: dict[str, dict[str, Connection]] = {}
         """Connections by container and network, in the order in which they were made."""
-        self._pids: dict[str, int] = {}
-        """Inits of the containers that run."""
-        self._name_server = NameServer(config.exec_root)
+        self._running = Running(config.exec_root, self._warn)
         self._watch = Watch(self._look_at_rules)
         self._ports = HostPorts()
         self._nft: Nftables | None = None
@@ -117,7 +111,7 @@ class Networks:
         await self._watch.close()
         await self.remove_kernel_state()
         async with self._lock:
-            self._name_server.close()
+            self._running.close()
             self._ports.close()
             for attached in self._attached.values():
                 if attached.claim is not None:
@@ -140,13 +134,9 @@ class Networks:
         rules and links right."""
         for container_id in {connection.container_id for connection in self.connections()} - active.keys():
             await self.disconnect(container_id)
-        self._pids = {container_id: pid for container_id, pid in active.items() if pid}
-        for container_id, places in self._places.items():
-            self._tell_names(container_id, list(places.values()), start=False)
-        try:
-            await self._name_server.restore(self._pids)
-        except OSError as error:
-            self._warn(f"containers have no name server: {error.strerror or error}")
+        for container_id in self._places:
+            self._running.tell(container_id, self.connections(container_id), start=False)
+        await self._running.restore(active)
         await self.repair()
 
     async def repair(self) -> None:
@@ -155,9 +145,7 @@ class Networks:
         async with self._lock:
             for attached in self._attached.values():
                 await self._bring_up(attached)
-        for container_id, pid in list(self._pids.items()):
-            await self._repair_links(container_id, pid)
-            self.attached(container_id, pid)
+        await self._running.repair(self.connections)
 
     async def _look_at_rules(self) -> None:
         """Somebody else has changed packet rules."""
@@ -165,19 +153,6 @@ class Networks:
             for attached in self._attached.values():
                 for warning in await asyncio.to_thread(attached.look):
                     log.warning("%s", warning)
-
-    async def _repair_links(self, container_id: str, pid: int) -> None:
-        connections = [c for c in self.connections(container_id) if c.host_link]
-
-        def put_right() -> None:
-            with Namespace(pid) as namespace:
-                namespace.repair(connections, gateways(connections))
-
-        try:
-            if connections:
-                await asyncio.to_thread(put_right)
-        except OSError as error:
-            self._warn(f"the network of container {container_id[:12]} cannot be put right: {error.strerror or error}")
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -235,67 +210,25 @@ class Networks:
 
     def attached(self, container_id: str, pid: int) -> None:
         """To be called when the task of a container has started: finishes what needs its link on the host to exist. Quick."""
-        self._pids[container_id] = pid
-        self._name_server.running(container_id, pid)
-        connections = self.connections(container_id)
-        links = [c.host_link for c in connections if c.ports and c.host_link]
-        if links and kernel.filters_bridged():
-            try:
-                kernel.allow_hairpin(links)
-            except OSError as error:
-                self._warn(f"container {container_id[:12]} does not reach its own published ports: {error.strerror or error}")
-        for connection in connections:
-            self._limit(connection, pid)
-
-    def _limit(self, connection: Connection, pid: int) -> None:
-        try:
-            if connection.bandwidth and connection.kind == "veth":
-                bandwidth.apply(connection, pid)
-        except OSError as error:
-            self._warn(f"bandwidth limits do not work on this machine: {error.strerror or error}")
+        self._running.started(container_id, pid, self.connections(container_id))
 
     async def plug(self, connection: Connection) -> None:
         """Give a running container the link of a connection that was just made. On failure the connection is undone."""
-        container_id = connection.container_id
-        pid = self._pids[container_id]
-        connections = [c for c in self.connections(container_id) if c.host_link]
-
-        def put_in() -> None:
-            with Namespace(pid) as namespace:
-                namespace.plug(connection)
-                namespace.route(connections, gateways(connections))
-
         try:
-            first_named = connection.named and sum(c.named for c in connections) == 1
-            if connection.host_link:
-                await asyncio.to_thread(put_in)
-            self.attached(container_id, pid)
-            if first_named:
-                await self._name_server.serve(container_id, pid)
+            await self._running.plug(connection, self.connections(connection.container_id))
         except OSError as error:
-            await self.disconnect(container_id, connection.network_id)
+            await self.disconnect(connection.container_id, connection.network_id)
             raise Unsupported(f"failed to set up container networking: {error.strerror or error}") from None
 
     async def unplug(self, container_id: str, network: str) -> None:
         """Take a running container's link out of a network, then its place."""
         network_id = self._resolve(network).id
         connection = self._places.get(container_id, {}).get(network_id)
-        pid = self._pids.get(container_id, 0)
-        rest = [c for c in self.connections(container_id) if c.host_link and c.network_id != network_id]
-
-        def take_out() -> None:
-            with Namespace(pid) as namespace:
-                assert connection is not None
-                namespace.unplug(connection)
-                namespace.route(rest, gateways(rest))
-
-        if connection is not None and connection.host_link and pid:
-            try:
-                await asyncio.to_thread(take_out)
-            except OSError as error:
-                log.warning("link %s of container %s: %s", connection.interface, container_id[:12], error.strerror or error)
+        if connection is None:
+            return
+        await self._running.unplug(connection, [c for c in self.connections(container_id) if c.network_id != network_id])
         await self.disconnect(container_id, network_id)
-        if connection is not None and connection.ports:
+        if connection.ports:
             self._move_ports(connection)
 
     def _move_ports(self, left: Connection) -> None:
@@ -321,7 +254,7 @@ class Networks:
         """A container has another name: it is found by that one from now on."""
         for connection in self.connections(container_id):
             self._keep(replace(connection, container_name=name))
-        self._tell_names(container_id, self.connections(container_id))
+        self._running.tell(container_id, self.connections(container_id))
 
     async def disconnect(self, container_id: str, network: str | None = None) -> None:
         """Take a container out of one network, or out of all. Unknown ones are no error."""
@@ -332,8 +265,8 @@ class Networks:
                     self._disconnect(connection)
                     self._announce("disconnect", connection)
             if container_id not in self._places:
-                self._pids.pop(container_id, None)
-            self._tell_names(container_id, self.connections(container_id))
+                self._running.ended(container_id)
+            self._running.tell(container_id, self.connections(container_id))
 
     async def force_out(self, network: str, reference: str) -> None:
         """Free the place of a container that is not known any more, by its name or id (``disconnect --force``)."""
@@ -352,7 +285,7 @@ class Networks:
 
     def name_server(self, connections: Sequence[Connection]) -> Path | None:
         """The socket of the name server that is to answer in a container on these networks, or None."""
-        return self._name_server.path if names.served(connections) else None
+        return self._running.name_server(connections)
 
     # Networks
 
@@ -390,26 +323,8 @@ class Networks:
         dns_options: Sequence[str] = (),
     ) -> files.NetworkFiles:
         """/etc/hosts, /etc/hostname and /etc/resolv.conf of a container (not for ``container:ID``: it shares the other's)."""
-        chosen = dns or self._config.dns
-        search = dns_search or self._config.dns_search
-        options = dns_options or self._config.dns_options
-        host_text = host_resolv_conf()
-        if mode.kind == "host":
-            return files.NetworkFiles(
-                files.hosts_of_host(read_text(HOST_HOSTS), extra_hosts, self.host_gateway or "127.0.0.1"),
-                files.hostname(hostname),
-                files.resolv_conf_of_host(read_text(HOST_RESOLV_CONF), dns=chosen, search=search, options=options),
-            )
-        addresses = [address for c in connections for address in (c.address, c.address6) if address]
-        if names.served(connections):
-            resolver = names.resolver_configuration(host_text, Dns(tuple(chosen), tuple(search), tuple(options)), ADDRESS)
-        else:
-            ipv6 = any(connection.address6 for connection in connections)
-            resolver = files.resolv_conf(host_text, dns=chosen, search=search, options=options, ipv6=ipv6)
-        return files.NetworkFiles(
-            files.hosts(hostname, domainname, addresses, extra_hosts, self.host_gateway),
-            files.hostname(hostname),
-            resolver,
+        return etc.container_files(
+            mode, hostname, domainname, connections, extra_hosts, self.host_gateway, self.dns(dns, dns_search, dns_options)
         )
 
     def dns(self, servers: Sequence[str] | None, search: Sequence[str] | None, options: Sequence[str] | None) -> Dns:
@@ -575,7 +490,7 @@ class Networks:
             self._keep(connection, record=False)
             attached.publish(connection)
             self._forget_flows(connection)
-            self._tell_names(connection.container_id, self.connections(connection.container_id))
+            self._running.tell(connection.container_id, self.connections(connection.container_id))
         except BaseException:
             self._drop(connection)
             self._ports.release(held)
@@ -628,21 +543,6 @@ class Networks:
         places.pop(connection.network_id, None)
         if not places:
             self._places.pop(connection.container_id, None)
-
-    def _tell_names(self, container_id: str, connections: Sequence[Connection], *, start: bool = True) -> None:
-        """Tell the name server what changed. ``start``: it is needed from now on."""
-        if not names.served(connections):
-            self._name_server.forget(container_id)
-            return
-        document = names.document(connections)
-        if not start:
-            self._name_server.learn(container_id, document)
-            return
-        try:
-            self._name_server.put(container_id, document)
-        except OSError as error:
-            self._name_server.forget(container_id)
-            raise Unsupported(f"the name server cannot be started: {error.strerror or error}") from None
 
     def _disconnect(self, connection: Connection) -> None:
         attached = self._attached.get(connection.network_id)
