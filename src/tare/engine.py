@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING
 
+from tare.builder.service import Builder
 from tare.containers.service import Containers
 from tare.distribution.endpoints import RegistryPolicy, check_insecure
 from tare.distribution.registry_rules import read_rules
@@ -67,10 +69,14 @@ class Engine:
             self.containers = Containers(
                 config, self.metadata, self.images, self.layers, self.snapshots, self.networks, self.volumes, self.events, self.driver
             )
+            self.builder = Builder(
+                config, self.metadata, self.images, self.layers, self.snapshots, self.containers, self.driver, max(2, os.cpu_count() or 1)
+            )
             self.images.users_of = self._users_of_image
             self.images.layers_in_use = self._layers_in_use
             self.volumes.start()
             await self.networks.start()
+            await self.builder.recover()
             await self.containers.recover()
             await asyncio.to_thread(self.volumes.mounts.settle)
             await self.networks.restore({c.id: c.task.pid for c in self.containers.all() if c.running and c.task is not None})

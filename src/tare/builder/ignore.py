@@ -28,9 +28,9 @@ class Pattern:
                 if not self._names or self._names[-1] is not None:
                     self._names.append(None)
                 if name != _SPANS:
-                    self._names.append(_compile(name[1:]))
+                    self._names.append(name_pattern(name[1:]))
             else:
-                self._names.append(_compile(name))
+                self._names.append(name_pattern(name))
         if self._names[-1] is None:
             self._names.append(re.compile(".*", re.DOTALL))
 
@@ -101,7 +101,7 @@ class Patterns:
         return not any(pattern.may_reach_below(parts) for pattern in self._patterns if not pattern.excludes)
 
 
-def _compile(name: str) -> re.Pattern[str]:
+def name_pattern(name: str) -> re.Pattern[str]:
     """A pattern for one name. What lies between two stars is taken where it is found first, without trying again later: that is enough, and
     keeps the time linear."""
     pieces, at = [""], 0

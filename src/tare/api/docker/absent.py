@@ -47,11 +47,6 @@ async def plugin_install(request: Request) -> Response:
     raise Unsupported(_NO_PLUGINS)
 
 
-async def build_prune(request: Request) -> Response:
-    """``POST /build/prune``: there is no builder, so its cache is empty (``docker system prune`` asks in any case)."""
-    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
-
-
 async def checkpoint(request: Request) -> Response:
     """Anything about ``/containers/{id}/checkpoints``."""
     raise Unsupported(_NO_CHECKPOINTS)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tare.api.docker import absent
 from tare.api.docker.archive import ArchiveHandlers
+from tare.api.docker.build import BuildHandlers
 from tare.api.docker.containers import ContainerHandlers
 from tare.api.docker.df import UsageHandlers
 from tare.api.docker.execs import ExecHandlers
@@ -47,6 +48,7 @@ def table(engine: Engine) -> Routes:
     add_images(routes, ImageHandlers(engine))
     add_containers(routes, ContainerHandlers(engine))
     add_archives(routes, ArchiveHandlers(engine))
+    add_builder(routes, BuildHandlers(engine))
     add_execs(routes, ExecHandlers(engine))
     add_networks(routes, NetworkHandlers(engine))
     add_volumes(routes, VolumeHandlers(engine))
@@ -60,12 +62,17 @@ def add_system(routes: Routes, system: SystemHandlers) -> None:
     routes.add("GET", "/version", plain(system.version))
     routes.add("GET", "/info", system.info)
     routes.add("GET", "/events", system.events)
-    for method, path in (("POST", "/build"), ("POST", "/session"), ("POST", "/grpc"), ("POST", "/build/cancel")):
+    for method, path in (("POST", "/session"), ("POST", "/grpc")):
         routes.add(method, path, plain(system.no_builder))
 
 
+def add_builder(routes: Routes, builder: BuildHandlers) -> None:
+    routes.add("POST", "/build", plain(builder.build))
+    routes.add("POST", "/build/prune", plain(builder.prune))
+    routes.add("POST", "/build/cancel", plain(builder.cancel))
+
+
 def add_absent(routes: Routes) -> None:
-    routes.add("POST", "/build/prune", plain(absent.build_prune))
     routes.add("OPTIONS", "/{path:*}", plain(absent.options))
     for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
         routes.add(method, f"/containers/{{id}}/checkpoints{path}", plain(absent.checkpoint))

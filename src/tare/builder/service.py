@@ -1,0 +1,196 @@
+"""The builder of one engine: Dockerfile in, image out.
+
+    context (a tar) ──► ``context``: one spooled file, a tree in memory
+    Dockerfile ──► ``parser`` ──► ``stages``: a graph ──► ``solver``: stages as tasks ──► ``stagebuild``: steps, found or made
+    last state ──► image record and names ──► events
+
+Nothing of a build is visible before it is complete, but for the cache. Layers are pinned from the moment they exist until the image's
+record names them; cached ones are roots of the collector (``cache``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tare.builder import parser, stages
+from tare.builder.cache import Cache, CacheRecord
+from tare.builder.request import BuildRequest, Built, Say, Text
+from tare.builder.running import Runner
+from tare.builder.solver import Build
+from tare.builder.stages import PREDEFINED
+from tare.builder.trees import FileTree
+from tare.errors import InvalidArgument
+from tare.oci.image import ImageConfig
+from tare.store.durability import make_directory, remove_tree
+
+if TYPE_CHECKING:
+    from tare.config import EngineConfig
+    from tare.containers.service import Containers
+    from tare.containers.task import TaskDriver
+    from tare.images.image import Image
+    from tare.images.service import Images
+    from tare.store.layers.driver import LayerDriver
+    from tare.store.metadata import Metadata
+    from tare.store.snapshots import Snapshots
+
+_log = logging.getLogger(__name__)
+_DOCKERFILE_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One line of ``builder df``. Times in seconds since the epoch."""
+
+    id: str
+    type: str
+    description: str
+    in_use: bool
+    shared: bool
+    size: int
+    made: float
+    used: float
+    count: int
+
+
+class Builder:
+    """Builds of one engine."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        metadata: Metadata,
+        images: Images,
+        layers: LayerDriver,
+        snapshots: Snapshots,
+        containers: Containers,
+        driver: TaskDriver,
+        parallel: int,
+    ) -> None:
+        self.images = images
+        self.layers = layers
+        self.snapshots = snapshots
+        self.cache = Cache(metadata)
+        self.runner = Runner(config, containers.launcher, driver, snapshots, metadata)
+        self.running = asyncio.Semaphore(parallel)
+        """How many commands run at the same time, over all builds."""
+        self.scratch = config.data_root / "builder" / "tmp"
+        self._making: dict[str, tuple[asyncio.Lock, int]] = {}
+        make_directory(config.data_root / "builder")
+        make_directory(self.scratch)
+        images.keep(self.cache.layers)
+
+    async def recover(self) -> None:
+        """Remove what builds of a killed daemon left. Before containers are recovered: they sweep what they do not know."""
+        await self.runner.recover()
+        await asyncio.to_thread(self._clear_scratch)
+
+    def _clear_scratch(self) -> None:
+        for path in self.scratch.iterdir():
+            remove_tree(path)
+
+    # -- building -----------------------------------------------------------------------------------------------------------------------
+
+    async def build(self, request: BuildRequest, context: FileTree, say: Say) -> Image:
+        """Build an image and give it its names. A cancellation ends the build cleanly."""
+        dockerfile = parser.parse(self._dockerfile(request, context), request.dockerfile)
+        graph = stages.plan(dockerfile, request.build_args, request.target, request.platform)
+        async with self.images.pins() as pins:
+            build = Build(self, request, graph, context, pins)
+            for warning in dockerfile.warnings:
+                await say(Text(f"[Warning] {warning.message}\n"))
+            config = await build.run(say)
+            image = await self._record(request, config)
+            await say(Built(image.id))
+            unused = sorted(name for name in request.build_args if name not in build.consumed and name not in PREDEFINED)
+            if unused:
+                await say(Text(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"))
+            await say(Text(f"Successfully built {image.id.removeprefix('sha256:')[:12]}\n"))
+            for tag in request.tags:
+                self.images.tag(image.id, tag.repository.familiar(), tag.tag or "latest")
+                await say(Text(f"Successfully tagged {tag.with_default_tag().familiar()}\n"))
+            return image
+
+    async def _record(self, request: BuildRequest, config: ImageConfig) -> Image:
+        if not config.diff_ids and not config.history:
+            raise InvalidArgument("No image was generated. Is your Dockerfile empty?")
+        return await self.images.create_from_layers(config)
+
+    def _dockerfile(self, request: BuildRequest, context: FileTree) -> bytes:
+        if request.dockerfile_text is not None:
+            return request.dockerfile_text
+        name = request.dockerfile
+        found = context.find(name.encode("utf-8", "surrogateescape"))
+        if found is None and name == "Dockerfile":
+            found = context.find(b"dockerfile")
+        if found is None or found.is_directory:
+            raise InvalidArgument(f"Cannot locate specified Dockerfile: {name}")
+        if found.size > _DOCKERFILE_LIMIT:
+            raise InvalidArgument(f"the Dockerfile ({name}) is larger than {_DOCKERFILE_LIMIT >> 20} MiB")
+        if not found.size:
+            raise InvalidArgument(f"the Dockerfile ({name}) cannot be empty")
+        return b"".join(context.read(found))
+
+    @asynccontextmanager
+    async def making(self, key: str) -> AsyncIterator[None]:
+        """The lock of one step's key, shared by all builds."""
+        lock, users = self._making.get(key) or (asyncio.Lock(), 0)
+        self._making[key] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._making[key]
+            if users == 1:
+                del self._making[key]
+            else:
+                self._making[key] = lock, users - 1
+
+    # -- the cache ----------------------------------------------------------------------------------------------------------------------
+
+    def usage(self) -> list[CacheEntry]:
+        """All of the cache, least recently used first. Sizes of cache mounts are walked: in a worker thread if there may be many."""
+        shared, places = self._image_layers(), self.runner.places
+
+        def entry(key: str, type: str, record: CacheRecord, size: int, busy: bool) -> CacheEntry:
+            return CacheEntry(key, type, record.description, busy, record.diff_id in shared, size, record.made, record.used, record.count)
+
+        entries = [entry(key[:25], "regular", record, record.size, False) for key, record in self.cache.steps() if record.diff_id]
+        for key, record in self.cache.mounts():
+            entries.append(entry(key, "exec.cachemount", record, places.cache_size(key), places.cache_busy(key)))
+        return sorted(entries, key=lambda entry: entry.used)
+
+    def _image_layers(self) -> set[str]:
+        return {str(diff_id) for image in self.images.list() for diff_id in image.diff_ids}
+
+    async def prune(self, wanted: Callable[[CacheEntry], bool], *, everything: bool, keep: int = 0) -> tuple[list[str], int]:
+        """Forget cached steps and cache mounts; the ids of what went and the bytes that became free.
+
+        Without ``everything`` what images use too stays. ``keep``: bytes of the most recently used that may stay.
+        """
+        candidates = [entry for entry in await asyncio.to_thread(self.usage) if not entry.in_use and wanted(entry)]
+        total = sum(entry.size for entry in candidates if not entry.shared)
+        gone: list[CacheEntry] = []
+        for entry in candidates:
+            if keep and total <= keep:
+                break
+            if entry.shared and not everything:
+                continue
+            gone.append(entry)
+            total -= 0 if entry.shared else entry.size
+        steps = {entry.id for entry in gone if entry.type == "regular"}
+        doomed = [record for key, record in self.cache.steps() if key[:25] in steps]
+        identities = {id(record) for record in doomed}
+        self.cache.drop(lambda record: id(record) in identities or (everything and not keep and not record.diff_id))
+        freed = 0
+        for entry in gone:
+            if entry.type == "exec.cachemount" and not self.runner.places.cache_busy(entry.id):
+                freed += await asyncio.to_thread(self.runner.places.discard_cache, entry.id)
+                self.cache.drop_mounts([entry.id])
+        layers = [record.diff_id for record in doomed]
+        collected = await self.images.collect_layers(layers)
+        return [entry.id for entry in gone], freed + collected.bytes

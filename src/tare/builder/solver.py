@@ -1,0 +1,254 @@
+"""One build: its stages as tasks, each started when those that it needs are done, independent ones at the same time.
+
+What is shared by the stages of one build, and what they ask of the engine, is here; what a stage does is ``stagebuild``. A failure or a
+cancellation ends all stages; each cleans up its own step, so when ``run`` has returned nothing of the build is left but cached layers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from tare.builder import copying
+from tare.builder.instructions import Arg as _Arg
+from tare.builder.narration import Voice, narrate
+from tare.builder.request import BuildRequest, Say, Text
+from tare.builder.stagebuild import StageBuild
+from tare.builder.stages import SCRATCH, BuildGraph, Stage
+from tare.errors import InvalidArgument, NotFound
+from tare.images.committing import store_layer
+from tare.oci.digest import Digest
+from tare.oci.image import ContainerConfig, ImageConfig, RootFS, encode
+from tare.oci.platform import Platform, host
+from tare.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from tare.builder.service import Builder
+    from tare.builder.trees import FileTree
+    from tare.images.garbage import Pins
+    from tare.images.image import Image
+
+T = TypeVar("T")
+_IMAGE = "docker-image://"
+
+
+class Build:
+    """One build under way."""
+
+    def __init__(self, builder: Builder, request: BuildRequest, graph: BuildGraph, context: FileTree, pins: Pins) -> None:
+        self._builder = builder
+        self.request = request
+        self.graph = graph
+        self.context = context
+        self.pins = pins
+        self.images = builder.images
+        self.layers = builder.layers
+        self.snapshots = builder.snapshots
+        self.cache = builder.cache
+        self.runner = builder.runner
+        self.running = builder.running
+        self.scratch = builder.scratch
+        self.consumed: set[str] = set()
+        """Names of build arguments that some ARG declared."""
+        self.now_ns = time.time_ns() if request.epoch_ns is None else request.epoch_ns
+        meta = sum(isinstance(each, _Arg) for each in _before_from(graph))
+        self.total_steps = meta + sum(1 + len(stage.instructions) for stage in graph.stages) + bool(request.labels)
+        self._results: dict[int, asyncio.Task[ImageConfig]] = {}
+        self._context_layers: asyncio.Task[tuple[Digest, ...]] | None = None
+        self._bases: dict[tuple[str, str], asyncio.Task[Image]] = {}
+
+    # -- the whole ----------------------------------------------------------------------------------------------------------------------
+
+    async def run(self, say: Say) -> ImageConfig:
+        """Build the target; its config, whose layers are in the store and pinned."""
+        number = 1
+        for argument in _before_from(self.graph):
+            await say(Text(f"Step {number}/{self.total_steps} : {argument.text}\n"))
+            number += 1
+            self.consumed.update(name for name, _ in argument.pairs)
+        voices: list[Voice] = []
+        try:
+            for stage in self.graph.stages:
+                voice = Voice(say)
+                voices.append(voice)
+                work = StageBuild(self, stage, voice, number)
+                self._results[stage.index] = asyncio.create_task(self._stage(work), name=f"stage {stage.index}")
+                number += 1 + len(stage.instructions)
+            telling = asyncio.create_task(narrate(voices, list(self._results.values())))
+            try:
+                await self._all_done()
+                await telling
+            finally:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
+            return self._results[self.graph.target.index].result()
+        finally:
+            await self._end()
+
+    async def _all_done(self) -> None:
+        """Wait for all stages; the first failure, in the file's order, ends the others."""
+        tasks = list(self._results.values())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                await task
+        await asyncio.gather(*tasks)
+
+    async def _end(self) -> None:
+        tasks: list[asyncio.Task[Any]] = [*self._results.values(), *self._bases.values()]
+        if self._context_layers is not None:
+            tasks.append(self._context_layers)
+        for task in tasks:
+            task.cancel()
+        await asyncio.shield(asyncio.gather(*tasks, return_exceptions=True))
+
+    async def _stage(self, work: StageBuild) -> ImageConfig:
+        for index in sorted(work.stage.depends_on):
+            await asyncio.shield(self._results[index])
+        return await work.run()
+
+    # -- what stages ask ----------------------------------------------------------------------------------------------------------------
+
+    def now_text(self) -> str:
+        """The time for the history."""
+        epoch = self.request.epoch
+        moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
+        return moment.isoformat().replace("+00:00", "Z")
+
+    @staticmethod
+    def short_id(config: ImageConfig) -> str:
+        """The id that an image of this state would have, as Docker shows it."""
+        return Digest.of(encode(config)).hex[:12]
+
+    @staticmethod
+    def fake_id() -> str:
+        """An id for the container that Docker's builder would have made for a step."""
+        return secrets.token_hex(6)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work; a cancellation waits for its end, so that nothing of it goes on unseen."""
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        return await _to_the_end(task)
+
+    @staticmethod
+    async def finally_(work: Awaitable[None]) -> None:
+        """Tidy up, whoever cancels."""
+        await _to_the_end(asyncio.ensure_future(work))
+
+    @asynccontextmanager
+    async def exclusively(self, key: str) -> AsyncIterator[None]:
+        """One at a time makes what ``key`` stands for; who comes later finds it in the cache."""
+        async with self._builder.making(key):
+            yield
+
+    async def base(self, stage: Stage, voice: Voice) -> ImageConfig:
+        """The config that a stage starts from."""
+        if stage.base_stage is not None:
+            return self._results[stage.base_stage].result()
+        if stage.base == SCRATCH:
+            platform = Platform.parse(stage.platform) if stage.platform else host()
+            return ImageConfig(
+                platform.architecture, platform.os, RootFS([]), platform.variant or None, config=ContainerConfig(), history=[]
+            )
+        image = await self.image(stage.base, stage.platform, voice)
+        return msgspec.structs.replace(
+            image.config, docker_version=None, comment=None, config=image.config.container, rootfs=RootFS(list(image.diff_ids)),
+            history=image.config.history or [],
+        )  # fmt: skip
+
+    async def image(self, name: str, platform: str, voice: Voice) -> Image:
+        """A base image: the one that is here, or pulled."""
+        replaced = self.request.contexts.get(name, "")
+        if replaced and not replaced.startswith(_IMAGE):
+            raise InvalidArgument(f"build context {name}: only images (docker-image://NAME) can take a base's place")
+        name = replaced.removeprefix(_IMAGE) or name
+        key = (name, platform)
+        if key not in self._bases:
+            self._bases[key] = asyncio.create_task(self._image(name, platform, voice))
+        return await asyncio.shield(self._bases[key])
+
+    async def _image(self, name: str, platform: str, voice: Voice) -> Image:
+        found = self._local(name, platform)
+        if found is None or self.request.pull:
+            try:
+                reference = Reference.parse(name).with_default_tag()
+            except InvalidArgument as error:
+                raise InvalidArgument(f"failed to parse stage name {name!r}: {error}") from None
+            found = await self._pull(reference, platform, voice)
+        self.pins.hold(*[Digest.parse(digest) for digest in self.images.needs(found.id)])
+        return found
+
+    def _local(self, name: str, platform: str) -> Image | None:
+        try:
+            image = self.images.get(name)
+            if platform:
+                self.images.check_platform(image, platform, name)
+        except NotFound:
+            return None
+        return image
+
+    async def _pull(self, reference: Reference, platform: str, voice: Voice) -> Image:
+        messages: asyncio.Queue[object] = asyncio.Queue()
+        pull = asyncio.create_task(self.images.pull(reference, platform or None, self.request.credentials(reference), messages.put_nowait))
+        pull.add_done_callback(lambda _: messages.put_nowait(None))
+        try:
+            while (message := await messages.get()) is not None:
+                await voice.say(message)  # type: ignore[arg-type]
+            return await pull
+        finally:
+            pull.cancel()
+            await asyncio.gather(pull, return_exceptions=True)
+
+    async def layers_of(self, reference: str, stage: Stage, voice: Voice) -> tuple[Digest, ...]:
+        """The layers of the stage or image that ``--from`` names."""
+        index = self.graph.stage_of(reference, stage.index)
+        if index is not None:
+            return tuple(self._results[index].result().diff_ids)
+        if reference.lower() == SCRATCH:
+            return ()
+        return (await self.image(reference, stage.platform, voice)).diff_ids
+
+    async def context_layers(self) -> tuple[Digest, ...]:
+        """The whole context as a layer, for binds."""
+        if self._context_layers is None:
+            self._context_layers = asyncio.create_task(self._store_context())
+        return await asyncio.shield(self._context_layers)
+
+    async def _store_context(self) -> tuple[Digest, ...]:
+        items = [copying.Item(self.context, self.context.root, b"", True)]
+        placement = copying.Placement(b"/", now_ns=self.now_ns)
+
+        def store() -> tuple[Digest, ...]:
+            return (store_layer(self.layers, copying.layer(self.context, items, placement), self.pins.hold).diff_id,)
+
+        return await self.in_thread(store)
+
+
+async def _to_the_end(task: asyncio.Future[T]) -> T:
+    """Await; a cancellation is passed on only when the work is over."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                continue
+        raise
+
+
+def _before_from(graph: BuildGraph) -> list[_Arg]:
+    """The ARGs before the first FROM."""
+    found = []
+    for instruction in graph.dockerfile.instructions:
+        if not isinstance(instruction, _Arg):
+            break
+        found.append(instruction)
+    return found

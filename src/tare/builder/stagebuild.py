@@ -1,0 +1,278 @@
+"""One stage at work: its instructions, one after the other, from its base's config to its own.
+
+Each step is *found* in the cache or *made*: its key covers the state that it starts from and all that it reads (``cache.py``). The state
+is an image config, layers and history included; nothing is recorded as an image until the build is over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tare.builder import configure, copying
+from tare.builder import instructions as ins
+from tare.builder.cache import CacheRecord, digest_of, key_of
+from tare.builder.configure import Words
+from tare.builder.copysteps import copy_step
+from tare.builder.errors import DockerfileError
+from tare.builder.parser import parse_trigger
+from tare.builder.runsteps import run_step
+from tare.builder.stages import PREDEFINED, Stage
+from tare.builder.trees import DirectoryTree
+from tare.containers.spec import DEFAULT_PATH
+from tare.errors import InvalidArgument
+from tare.images.committing import Step, child_config, store_layer
+from tare.oci.image import ContainerConfig, ImageConfig
+
+if TYPE_CHECKING:
+    from tare.builder.narration import Voice
+    from tare.builder.solver import Build
+    from tare.store.layers.driver import Layer
+
+Made = tuple["Layer | None", str]
+"""What making a step gives: its layer, and the note for its history line."""
+
+
+class StageBuild:
+    """One stage of one build."""
+
+    def __init__(self, build: Build, stage: Stage, voice: Voice, first_step: int) -> None:
+        self.build = build
+        self.stage = stage
+        self.voice = voice
+        self._number = first_step
+        self.state: ImageConfig
+        self.args: dict[str, str | None] = {}
+        """Declared build arguments with their values."""
+        self.fake_id = ""
+        self._own_command = False
+
+    # -- what steps ask -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def container(self) -> ContainerConfig:
+        return self.state.container
+
+    def lookup(self, name: str) -> str | None:
+        """A variable of the stage: ENV wins over ARG."""
+        for entry in self.container.env or ():
+            key, _, value = entry.partition("=")
+            if key == name:
+                return value
+        return self.args.get(name)
+
+    @property
+    def words(self) -> Words:
+        return Words(self.lookup, self.build.graph.dockerfile.escape)
+
+    def state_key(self) -> str:
+        """All that a step's result can depend on from before it."""
+        state = self.state
+        return key_of(
+            state.os,
+            state.architecture,
+            state.variant,
+            [str(diff_id) for diff_id in state.diff_ids],
+            msgspec.to_builtins(state.container),
+            state.author,
+            self.build.request.epoch,
+        )
+
+    @contextmanager
+    def root(self) -> Iterator[DirectoryTree]:
+        """The stage's root as it is now. For worker threads."""
+        with self.build.snapshots.view(self.state.diff_ids) as view:
+            tree = DirectoryTree(os.dup(view))
+            try:
+                yield tree
+            finally:
+                tree.close()
+
+    # -- the stage ----------------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> ImageConfig:
+        """Build it."""
+        await self._announce(self.stage.from_.text)
+        self.state = await self.build.base(self.stage, self.voice)
+        if not any(entry.startswith("PATH=") for entry in self.container.env or ()):
+            self._configured(configure.set_env(self.container.env, "PATH", DEFAULT_PATH))
+        await self.voice.text(f" ---> {self._short()}\n" if self.stage.base != "scratch" else " ---> \n")
+        await self._triggers()
+        for instruction in self.stage.instructions:
+            await self._announce(instruction.text)
+            await self._step(instruction)
+        if self.stage.index == self.build.graph.target.index and self.build.request.labels:
+            await self._labels()
+        return self.state
+
+    def _configured(self, env: list[str]) -> None:
+        self.state = msgspec.structs.replace(self.state, config=msgspec.structs.replace(self.container, env=env))
+
+    async def _announce(self, text: str) -> None:
+        await self.voice.text(f"Step {self._number}/{self.build.total_steps} : {text}\n")
+        self._number += 1
+
+    def _short(self) -> str:
+        return self.build.short_id(self.state)
+
+    async def _triggers(self) -> None:
+        """ONBUILD instructions of the base image, once."""
+        triggers = self.container.on_build or []
+        if not triggers:
+            return
+        self.state = msgspec.structs.replace(self.state, config=msgspec.structs.replace(self.container, on_build=None))
+        await self.voice.text(f"# Executing {len(triggers)} build trigger{'s' if len(triggers) > 1 else ''}\n")
+        for text in triggers:
+            await self._step(parse_trigger(text))
+
+    async def _step(self, instruction: ins.Instruction) -> None:
+        try:
+            if isinstance(instruction, ins.Run):
+                await run_step(self, instruction)
+            elif isinstance(instruction, ins.Copy):
+                await copy_step(self, instruction)
+            elif isinstance(instruction, ins.Workdir):
+                await self._workdir(instruction)
+            elif isinstance(instruction, ins.Arg):
+                await self._arg(instruction)
+            else:
+                change = configure.change(instruction, self.container, self.words, own_command=self._own_command)
+                self._own_command = self._own_command or isinstance(instruction, ins.Cmd)
+                await self.config_step(change.config, change.comment, change.author)
+        except DockerfileError:
+            raise
+        except InvalidArgument as error:
+            raise self.located(instruction, str(error)) from None
+
+    def located(self, instruction: ins.Instruction, message: str) -> DockerfileError:
+        """An error at an instruction, told without the prefix of syntax errors."""
+        error = DockerfileError(message, name=self.build.graph.dockerfile.name, line=instruction.line, source=instruction.text)
+        error.args = (message,)
+        return error
+
+    async def _labels(self) -> None:
+        pairs = sorted(self.build.request.labels.items())
+        shown = "LABEL " + " ".join(f"{name}={value}" for name, value in pairs)
+        await self._announce(shown)
+        labels = {**(self.container.labels or {}), **dict(pairs)}
+        await self.config_step(msgspec.structs.replace(self.container, labels=labels), shown)
+
+    async def _arg(self, instruction: ins.Arg) -> None:
+        shown = []
+        for raw_name, raw_default in instruction.pairs:
+            name = self.words.one(raw_name)
+            default = None if raw_default is None else self.words.one(raw_default)
+            shown.append(name if default is None else f"{name}={default}")
+            self.args[name] = self._argument(name, default)
+            self.build.consumed.add(name)
+        await self.config_step(self.container, "ARG " + " ".join(shown))
+
+    def _argument(self, name: str, default: str | None) -> str | None:
+        given = self.build.request.build_args
+        if name in given:
+            return given[name]
+        if default is not None:
+            return default
+        graph = self.build.graph
+        return graph.global_args.get(name, graph.platform_args.get(name))
+
+    async def _workdir(self, instruction: ins.Workdir) -> None:
+        path = configure.working_directory(instruction, self.container, self.words)
+        keys = [key_of("workdir", self.state_key(), path)]
+        request = self.build.request
+        config = msgspec.structs.replace(self.container, working_dir=path)
+
+        def make() -> Layer | None:
+            with self.root() as root:
+                chunks = copying.directory(root, path, self.build.now_ns, request.epoch_ns)
+                return None if chunks is None else store_layer(self.build.layers, chunks, self.build.pins.hold)
+
+        async def made() -> Made:
+            await self.pretend_run()
+            return await self.build.in_thread(make), ""
+
+        await self.layer_step(keys, lambda _: configure.nop(self.container, f"WORKDIR {path}", space=False), made, config, ran=True)
+
+    # -- steps --------------------------------------------------------------------------------------------------------------------------
+
+    async def config_step(self, config: ContainerConfig, comment: str, author: str | None = None) -> None:
+        """A step that changes only the config."""
+        created_by = configure.nop(config, comment)
+
+        async def made() -> Made:
+            await self.pretend_run()
+            return None, ""
+
+        if author is not None:
+            self.state = msgspec.structs.replace(self.state, author=author)
+        keys = [key_of("config", self.state_key(), created_by)]
+        await self.layer_step(keys, lambda _: created_by, made, config, ran=True)
+
+    async def output(self, data: bytes, error: bool) -> None:
+        """What a command writes; its standard error in red, as Docker's builder shows it."""
+        text = data.decode("utf-8", "replace")
+        await self.voice.text(f"\x1b[91m{text}\x1b[0m" if error else text)
+
+    async def pretend_run(self) -> None:
+        """Docker's builder makes a container for every step, and says so."""
+        self.fake_id = self.build.fake_id()
+        await self.voice.text(f" ---> Running in {self.fake_id}\n")
+
+    async def layer_step(
+        self,
+        keys: Sequence[str],
+        created_by: Callable[[str], str],
+        make: Callable[[], Awaitable[Made]],
+        config: ContainerConfig | None = None,
+        *,
+        ran: bool = False,
+    ) -> None:
+        """A step whose result is a layer, found by one of ``keys`` or made; ``created_by`` turns its note into the history line."""
+        build = self.build
+        async with build.exclusively(keys[-1]):
+            record = None if build.request.no_cache else self._cached(keys)
+            if record is not None:
+                layer = self._layer(record)
+                build.cache.used(keys, record)
+                await self.voice.text(" ---> Using cache\n")
+            else:
+                layer, note = await make()
+                record = CacheRecord(
+                    build.now_text(),
+                    str(layer.diff_id) if layer is not None and layer.entries else "",
+                    created_by(note),
+                    layer.size if layer is not None else 0,
+                    note=note,
+                )
+                build.cache.put(keys, record)
+                if ran and build.request.remove:
+                    await self.voice.text(f"Removing intermediate container {self.fake_id}\n")
+        step = Step(record.created, created_by(record.note), self.state.author or "")
+        self.state = child_config(self.state, layer, config if config is not None else self.container, step)
+        await self.voice.text(f" ---> {self._short()}\n")
+
+    def _cached(self, keys: Sequence[str]) -> CacheRecord | None:
+        """A record whose layer is there, and stays there."""
+        record = self.build.cache.find(keys)
+        if record is None or not record.diff_id:
+            return record
+        digest = digest_of(record)
+        assert digest is not None
+        self.build.pins.hold(digest)
+        return record if self.build.layers.has(digest) else None
+
+    def _layer(self, record: CacheRecord) -> Layer | None:
+        digest = digest_of(record)
+        return None if digest is None else self.build.layers.get(digest)
+
+    def run_environment(self) -> tuple[list[str], list[str]]:
+        """What a RUN gets from build arguments: those that are declared and no ENV overrides, sorted, and the predefined ones."""
+        env = {entry.partition("=")[0] for entry in self.container.env or ()}
+        declared = sorted(f"{name}={value}" for name, value in self.args.items() if value is not None and name not in env)
+        given = self.build.request.build_args
+        silent = sorted(f"{name}={given[name]}" for name in given if name in PREDEFINED and name not in self.args and name not in env)
+        return declared, silent

@@ -1,0 +1,317 @@
+"""File trees that a COPY reads from: a context (a tar that lies in a file, never unpacked) or the root of a stage or image.
+
+Both belong to strangers. A path is resolved here, by one algorithm over both: component by component, symbolic links followed inside the
+tree's root, like chroot. A context has no files to escape to, only offsets in a tar. The root of a stage is a read-only view of immutable
+layers, so what was found to be a directory stays one; its files are still opened by ``openat2`` without following any link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+from tare.builder.ignore import name_pattern
+from tare.errors import InvalidArgument
+from tare.linux.constants import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
+from tare.linux.mount import openat2
+from tare.store.layers.tree import Node, Tree
+from tare.store.tar.entry import Kind
+from tare.store.tartree import DIRECTORY, FILE, KINDS, attributes
+
+_CHUNK = 1 << 20
+_HOPS = 40
+DEPTH = 256
+
+
+@dataclass(slots=True)
+class Found:
+    """One object of a tree."""
+
+    kind: Kind
+    mode: int = 0o755
+    """Permission bits only."""
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+    target: bytes = b""
+    """Where a symbolic link points."""
+    rdev: tuple[int, int] = (0, 0)
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    inode: Hashable = None
+    """The same for hard links of one file; None for what has only one name."""
+    handle: Node | bytes = b""
+    """How the tree finds it again."""
+    digest: bytes = b""
+    """Of a file's content, once somebody asked (``fingerprint``)."""
+
+    @property
+    def is_directory(self) -> bool:
+        return self.kind is Kind.DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where a path leads: what exists of it, canonical, and what does not."""
+
+    parts: tuple[bytes, ...]
+    trail: tuple[Found, ...]
+    """The root, then what is at each of ``parts``."""
+    missing: tuple[bytes, ...] = ()
+
+    @property
+    def end(self) -> Found | None:
+        """What is at the path; None when it is not there."""
+        return None if self.missing else self.trail[-1]
+
+
+class FileTree(ABC):
+    """A tree that does not change while it is looked at."""
+
+    root: Found
+
+    @abstractmethod
+    def child(self, directory: Found, name: bytes) -> Found | None:
+        """One entry of a directory, links not followed."""
+
+    @abstractmethod
+    def names(self, directory: Found) -> list[bytes]:
+        """A directory's entries in byte order."""
+
+    @abstractmethod
+    def read(self, file: Found) -> Iterator[bytes]:
+        """The content of a file, exactly ``size`` bytes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held open."""
+
+    def children(self, directory: Found) -> Iterator[tuple[bytes, Found]]:
+        """A directory's entries in byte order, sockets and the like left out."""
+        for name in self.names(directory):
+            found = self.child(directory, name)
+            if found is not None:
+                yield name, found
+
+    def walk(self, path: bytes, *, follow: bool = True) -> Way:
+        """Resolve a path inside the tree. ``InvalidArgument`` for one through a file or through too many links."""
+        parts: list[bytes] = []
+        trail = [self.root]
+        missing: list[bytes] = []
+        todo = path.split(b"/")[::-1]
+        hops = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                if missing:
+                    missing.pop()
+                elif parts:
+                    parts.pop()
+                    trail.pop()
+                continue
+            if missing:
+                missing.append(part)
+                continue
+            if not trail[-1].is_directory:
+                raise InvalidArgument(f"{os.fsdecode(path)}: not a directory")
+            found = self.child(trail[-1], part)
+            if found is None:
+                missing.append(part)
+            elif found.kind is Kind.SYMLINK and (follow or any(rest not in (b"", b".") for rest in todo)):
+                hops += 1
+                if hops > _HOPS or len(todo) > 4096:
+                    raise InvalidArgument(f"{os.fsdecode(path)}: too many levels of symbolic links")
+                if found.target.startswith(b"/"):
+                    parts.clear()
+                    del trail[1:]
+                todo.extend(found.target.split(b"/")[::-1])
+            else:
+                parts.append(part)
+                trail.append(found)
+        return Way(tuple(parts), tuple(trail), tuple(missing))
+
+    def find(self, path: bytes, *, follow: bool = True) -> Found | None:
+        """What is at a path, or None."""
+        try:
+            return self.walk(path, follow=follow).end
+        except InvalidArgument:
+            return None
+
+
+class TarTree(FileTree):
+    """A tree over an uncompressed tar in an open file; takes the file over."""
+
+    def __init__(self, tree: Tree, file: int) -> None:
+        self._file = file
+        self._known: dict[int, Found] = {}
+        self.root = self._found(tree.root)
+
+    def _found(self, node: Node) -> Found:
+        known = self._known.get(id(node))
+        if known is None:
+            known = self._known[id(node)] = Found(
+                KINDS[stat.S_IFMT(node.mode)],
+                stat.S_IMODE(node.mode),
+                node.uid,
+                node.gid,
+                node.size if stat.S_ISREG(node.mode) else 0,
+                node.mtime_ns,
+                node.target or b"",
+                node.rdev,
+                node.xattrs or {},
+                id(node),
+                node,
+            )
+        return known
+
+    def child(self, directory: Found, name: bytes) -> Found | None:
+        assert isinstance(directory.handle, Node) and directory.handle.children is not None
+        node = directory.handle.children.get(name)
+        return None if node is None or node.is_whiteout or node.lower is not None else self._found(node)
+
+    def names(self, directory: Found) -> list[bytes]:
+        assert isinstance(directory.handle, Node) and directory.handle.children is not None
+        return sorted(directory.handle.children)
+
+    def read(self, file: Found) -> Iterator[bytes]:
+        node = file.handle
+        assert isinstance(node, Node)
+        regions = [(0, node.size)] if node.sparse is None else node.sparse
+        at, written = node.offset, 0
+        for start, length in regions:
+            yield from _zeros(start - written)
+            written = start + length
+            while length:
+                chunk = os.pread(self._file, min(length, _CHUNK), at)
+                if not chunk:
+                    raise OSError(errno.EIO, "the context's tar ended early")
+                at += len(chunk)
+                length -= len(chunk)
+                yield chunk
+        yield from _zeros(node.size - written)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    while count > 0:
+        step = min(count, _CHUNK)
+        yield bytes(step)
+        count -= step
+
+
+class DirectoryTree(FileTree):
+    """A tree below an open directory that nobody changes; takes the descriptor over."""
+
+    def __init__(self, root: int) -> None:
+        self._fd = root
+        self.root = self._describe(os.fstat(root), b".")
+
+    def _describe(self, status: os.stat_result, path: bytes) -> Found:
+        found = Found(
+            KINDS[stat.S_IFMT(status.st_mode)],
+            stat.S_IMODE(status.st_mode),
+            status.st_uid,
+            status.st_gid,
+            status.st_size if stat.S_ISREG(status.st_mode) else 0,
+            status.st_mtime_ns,
+            rdev=(os.major(status.st_rdev), os.minor(status.st_rdev)),
+            inode=(status.st_dev, status.st_ino) if status.st_nlink > 1 else None,
+            handle=path,
+        )
+        if found.kind is Kind.SYMLINK:
+            found.target = os.readlink(path, dir_fd=self._fd)
+        elif found.kind in (Kind.FILE, Kind.DIRECTORY):
+            file = self._open(path, FILE if found.kind is Kind.FILE else DIRECTORY)
+            try:
+                found.xattrs = attributes(file)
+            finally:
+                os.close(file)
+        return found
+
+    def _open(self, path: bytes, flags: int) -> int:
+        return openat2(self._fd, path, flags, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+
+    def child(self, directory: Found, name: bytes) -> Found | None:
+        assert isinstance(directory.handle, bytes)
+        path = name if directory.handle == b"." else directory.handle + b"/" + name
+        try:
+            status = os.lstat(path, dir_fd=self._fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            raise
+        if stat.S_IFMT(status.st_mode) not in KINDS:
+            return None
+        return self._describe(status, path)
+
+    def names(self, directory: Found) -> list[bytes]:
+        assert isinstance(directory.handle, bytes)
+        opened = self._open(directory.handle, DIRECTORY)
+        try:
+            return sorted(map(os.fsencode, os.listdir(opened)))
+        finally:
+            os.close(opened)
+
+    def read(self, file: Found) -> Iterator[bytes]:
+        assert isinstance(file.handle, bytes)
+        opened = self._open(file.handle, FILE)
+        try:
+            left = file.size
+            while left:
+                chunk = os.read(opened, min(left, _CHUNK))
+                if not chunk:
+                    raise OSError(errno.EIO, "a file became shorter while it was copied")
+                left -= len(chunk)
+                yield chunk
+        finally:
+            os.close(opened)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def glob(tree: FileTree, pattern: bytes) -> list[bytes]:
+    """The paths that a source pattern means, as in Go's ``filepath.Match``: a wildcard never crosses a slash. Sorted by byte order.
+
+    Without a wildcard the path itself, existing or not.
+    """
+    if not has_wildcard(pattern):
+        return [pattern]
+    found: list[tuple[bytes, ...]] = [()]
+    for part in [part for part in pattern.split(b"/") if part not in (b"", b".")]:
+        step: list[tuple[bytes, ...]] = []
+        matcher = name_pattern(os.fsdecode(part)) if has_wildcard(part) else None
+        for path in found:
+            try:
+                way = tree.walk(b"/".join(path))
+            except InvalidArgument:
+                continue
+            if way.end is None or not way.end.is_directory:
+                continue
+            if matcher is None:
+                if tree.child(way.end, part) is not None:
+                    step.append((*path, part))
+            else:
+                names = [name for name in tree.names(way.end) if matcher.fullmatch(os.fsdecode(name))]
+                step += [(*path, name) for name in names if tree.child(way.end, name) is not None]
+        found = step
+    return sorted(b"/".join(path) for path in found)
+
+
+def has_wildcard(pattern: bytes) -> bool:
+    """Whether Go's ``filepath.Match`` sees more in it than a name."""
+    return any(character in pattern for character in (b"*", b"?", b"[", b"\\"))
