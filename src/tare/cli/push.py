@@ -29,13 +29,6 @@ def _without_aux(documents: Iterable[Any]) -> Iterator[Any]:
     return (document for document in documents if "aux" not in document)
 
 
-def _platform(text: str) -> dict[str, str]:
-    parts = text.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):
-        raise CliError(f'invalid platform "{text}": os/architecture[/variant] is expected')
-    return dict(zip(("os", "architecture", "variant"), parts, strict=False))
-
-
 def _push(context: Context, options: Options) -> int:
     name, every, quiet = options.operands[0], options.on("all-tags"), options.on("quiet")
     try:
@@ -53,7 +46,11 @@ def _push(context: Context, options: Options) -> int:
         sys.stdout.flush()
     target = f"/images/{quote(reference.familiar_name)}/push"
     headers = credentials.header(reference.domain)
-    query = {"tag": "" if every else reference.suffix, "platform": platform_json(options.text("platform"))}
+    query = {
+        "tag": "" if every else reference.suffix,
+        "platform": platform_json(options.text("platform")),
+        "compression": options.text("compression"),
+    }
     response = context.client.stream("POST", target, query, None, headers)
     if not quiet:
         Progress(1).show(_without_aux(response.lines()))
@@ -76,7 +73,6 @@ PUSH = Command(
         ("compression", "", "string", "Pack layers with gzip or zstd, with a level if need be (zstd:19)"),
         ("disable-content-trust", "", "bool", "Skip image signing", True),
         ("platform", "", "string", 'Push only the given platform, formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")'),
-        ("platform", "", "string", "Push only if the image is for this platform (os[/arch[/variant]])"),
         ("quiet", "q", "bool", "Suppress verbose output"),
     ),
     least=1,
