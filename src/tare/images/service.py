@@ -14,6 +14,7 @@ import builtins
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from tare.images.changes import apply_changes
 from tare.images.check import Checker, Findings
 from tare.images.committing import Step, child_config, store_layer
 from tare.images.filters import select
-from tare.images.garbage import Freed, Garbage
+from tare.images.garbage import Freed, Garbage, Pins
 from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch, platform_mismatch
 from tare.images.importing import import_layer
 from tare.images.names import Names, digests_of, tags_of
@@ -85,6 +86,18 @@ class Images:
     @layers_in_use.setter
     def layers_in_use(self, in_use: Callable[[], Iterable[str]]) -> None:
         self._garbage.in_use = in_use
+
+    def keep(self, root: Callable[[], Iterable[str]]) -> None:
+        """From now on ``root`` names further digests that the collector must keep (a builder's cache). Called on the event loop."""
+        self._garbage.roots.append(root)
+
+    async def collect_layers(self, diff_ids: Iterable[str]) -> Freed:
+        """Delete those of these layers that nothing needs any more (what a cache has given up)."""
+        return await self._garbage.collect((), diff_ids)
+
+    def pins(self) -> AbstractAsyncContextManager[Pins]:
+        """Protection from the collector for work that makes layers or relies on some (a build)."""
+        return self._garbage.pins()
 
     async def close(self) -> None:
         await self.registry.close()
