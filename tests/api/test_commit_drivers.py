@@ -20,7 +20,8 @@ BELOW = (
 )
 CHANGES = (
     "rm -r /opaque; mkdir /opaque; echo new >/opaque/n; rm -r /gone; echo more >>/kept/file; chmod 700 /kept; rm /kept/l;"
-    "mkdir /kept/l; mknod /dev-null c 1 3; mkfifo /pipe; echo x >/ex; ln /ex /why; chown 33:29 /ex; chmod 4711 /ex; touch -d @1000000000 /ex; rm /etc/group"
+    "mkdir /kept/l; mknod /dev-null c 1 3; mkfifo /pipe; echo x >/ex; ln /ex /why; chown 33:29 /ex; chmod 4711 /ex;"
+    "touch -d @1000000000 /ex; rm /etc/group"
 )
 
 
