@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -121,6 +123,27 @@ def test_all_tags_and_a_look_into_the_registry(engine: Daemon, opened: str) -> N
             client.close()
     finally:
         engine.docker("rmi", *names, check=False)
+
+
+@pytest.mark.parametrize("asked", ["zstd", "gzip:9"])
+def test_another_compression_for_a_push(engine: Daemon, opened: str, tmp_path: Path, asked: str) -> None:
+    """skopeo unpacks what was packed anew to the very layer, and the next plain push sends what it always did."""
+    if shutil.which("skopeo") is None:
+        pytest.skip("needs skopeo: apt-get install skopeo")
+    name = f"{opened}/packed"
+    engine.docker("tag", "busybox", name)
+    try:
+        plain = engine.tare("push", name).stdout.splitlines()[-1]
+        assert engine.tare("push", "--compression", asked, name).stdout.splitlines()[-1] != plain
+        copy = ["skopeo", "copy", "-q", "--insecure-policy", "--src-tls-verify=false", "--dest-decompress"]
+        subprocess.run([*copy, f"docker://{name}", f"dir:{tmp_path}/copy"], check=True, capture_output=True)
+        (layer,) = json.loads((tmp_path / "copy" / "manifest.json").read_bytes())["layers"]
+        assert [layer["digest"]] == json.loads(engine.docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", name).stdout)
+        assert engine.docker("push", name).stdout.splitlines()[-1] == plain
+        refused = engine.tare("push", "--compression", "lz4", name, check=False)
+        assert refused.returncode == 1 and 'unknown compression "lz4"' in refused.stderr
+    finally:
+        engine.docker("rmi", name)
 
 
 def test_manifest_list_is_the_one_that_docker_makes(engine: Daemon, opened: str, closed: str, settings: dict[str, str]) -> None:
