@@ -40,10 +40,10 @@ class Connection(http.client.HTTPConnection):
 
 
 def latency(engine: Engine, path: str) -> float:
-    """Median over one kept connection."""
+    """Median over one kept connection, in microseconds."""
     connection = Connection(engine)
     try:
-        return median_ms(lambda: connection.get(path), ROUNDS)
+        return median_ms(lambda: connection.get(path), ROUNDS) * 1000
     finally:
         connection.close()
 
@@ -172,7 +172,7 @@ def main() -> None:
     with engines(with_podman=False) as found:
         figures = {name: measure(engine) for name, engine in found.items()}
     for what, ours in figures["tare"].items():
-        unit = "MB/s" if what == "attach" else "ms" if what.startswith(("GET", "docker")) else ""
+        unit = "MB/s" if what == "attach" else "ms" if what.startswith("docker") else "us" if what.startswith("GET") else ""
         report(what, ours, {"docker": figures["docker"][what]}, unit, higher_is_better=what == "attach")
 
 
