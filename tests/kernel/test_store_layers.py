@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from tare.linux.mount import overlay
 from tare.oci.digest import Digest
 from tare.store.layers import choice, erofs_image
 from tare.store.layers.driver import LayerDriver
-from tare.store.layers.erofs import ErofsDriver, mount_image
+from tare.store.layers.erofs import ErofsDriver, mount_image, mount_image_by_loop
 from tare.store.layers.tree import Tree
 from tare.store.tar.entry import Entry, Kind
 
@@ -94,6 +95,36 @@ class TestErofs(LayerDriverContract):
             libc.umount2(os.fsencode(point), 2)
 
 
+class TestErofsByLoop(LayerDriverContract):
+    """Kernels that cannot mount an EROFS image from a file."""
+
+    driver_name = "erofs"
+    rich_form = "erofs"
+
+    @pytest.fixture(autouse=True)
+    def only_loops(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not os.path.exists("/dev/loop-control"):
+            pytest.skip("needs loop devices")
+        monkeypatch.setattr(ErofsDriver, "ways", (_refused, mount_image_by_loop))
+
+    def test_devices_go_with_the_mount(self, driver: LayerDriver) -> None:
+        layer = store(driver, pack(file("a", b"1")))
+        assert driver.acquire([layer.diff_id])[0].joinpath("a").read_bytes() == b"1"
+        backing = f"{driver.path(layer.diff_id)}/"
+        assert sorted(os.path.basename(path) for path in _backing_files() if path.startswith(backing)) == ["layer.tar", "meta.erofs"]
+        driver.release([layer.diff_id])
+        driver.unmount_idle()
+        assert not [path for path in _backing_files() if path.startswith(backing)]
+
+
+def _refused(image: Path, tar: Path, target: Path) -> None:
+    raise OSError(errno.ENOTBLK, "Block device required")
+
+
+def _backing_files() -> list[str]:
+    return [path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+
+
 class TestVfs(LayerDriverContract):
     driver_name = "vfs"
     rich_form = "tar"
@@ -125,9 +156,9 @@ def test_choose_probes_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refuse(image: Path, tar: Path, target: Path) -> None:
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr("tare.store.layers.erofs.mount_image", refuse)
+    monkeypatch.setattr(ErofsDriver, "ways", (refuse, refuse))
     assert choice.choose(tmp_path / "data", tmp_path / "exec").name == "overlay"
-    with pytest.raises(Unsupported, match=r"erofs is impossible here: .* cannot be mounted .No such device.; it needs Linux 6.12"):
+    with pytest.raises(Unsupported, match=r"erofs is impossible here: .* by loop .No such device, No such device.; it needs Linux 6.12"):
         choice.choose(tmp_path / "data", tmp_path / "exec", "erofs")
     assert sorted(os.listdir(tmp_path / "data")) == ["layers"]
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()

@@ -1,6 +1,8 @@
 """The driver that unpacks nothing: a layer's tar is its own file system, through an EROFS index beside it (``erofs_image.py``).
 
-Needs file-backed EROFS mounts (Linux 6.12). A layer that the index cannot express is extracted instead, so every layer works.
+Needs file-backed EROFS mounts (Linux 6.12); on older kernels with EROFS loop devices do, two for each layer in use (the kernel must know
+blocks of 512 bytes, 6.4). What works is tried when the driver is probed and remembered. A layer that the index cannot express is extracted
+instead, so every layer works.
 
 Mounts lie at ``exec_root/layers/erofs/SHORT``, one per layer, shared by all containers, made at the first ``acquire`` and kept. They
 outlive the daemon: the next one finds them in the mount table and takes over those whose source is the index that it would mount itself.
@@ -9,12 +11,15 @@ Unmounting is always safe, because an overlay holds private clones of its lower 
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from tare.errors import TareError, Unsupported
-from tare.linux import libc
+from tare.linux import libc, loop
 from tare.linux.constants import MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, O_PATH
 from tare.linux.mount import FSCONFIG_STRING_LIMIT, Filesystem, move_mount
 from tare.oci.digest import Digest
@@ -25,11 +30,13 @@ from tare.store.layers.overlay import probe_overlay
 from tare.store.layers.tree import Tree
 from tare.store.tar.entry import DEFAULT_LIMITS, Entry, Kind, Limits
 
+_NO_SUCH_WAY = (errno.ENOTBLK, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP)
+"""What a kernel without file-backed EROFS answers."""
 _ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
 
 
 def mount_image(image: Path, tar: Path, target: Path) -> None:
-    """Mount an index with its tar at ``target``."""
+    """Mount an index with its tar at ``target``, both as plain files (Linux 6.12)."""
     opened: list[int] = []
 
     def name(path: Path) -> str:
@@ -40,21 +47,44 @@ def mount_image(image: Path, tar: Path, target: Path) -> None:
         return f"/proc/self/fd/{opened[-1]}"
 
     try:
-        with Filesystem("erofs") as context:
-            context.set("source", name(image))
-            context.set("device", name(tar))
-            mounted = context.mount(_ATTRIBUTES)
-        try:
-            point = os.open(target, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                move_mount(mounted, point)
-            finally:
-                os.close(point)
-        finally:
-            os.close(mounted)
+        _mount(name(image), name(tar), target)
     finally:
         for file in opened:
             os.close(file)
+
+
+def mount_image_by_loop(image: Path, tar: Path, target: Path) -> None:
+    """The same through two loop devices, which go with the mount."""
+    opened: list[int] = []
+
+    def device(path: Path) -> str:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        opened.append(file)
+        made, name = loop.attach(file)
+        opened.append(made)
+        return name
+
+    try:
+        _mount(device(image), device(tar), target)
+    finally:
+        for file in opened:
+            os.close(file)
+
+
+def _mount(source: str, device: str, target: Path) -> None:
+    with Filesystem("erofs") as context:
+        context.set("source", source)
+        context.set("device", device)
+        context.set("ro")  # a read-only block device is opened for writing otherwise
+        mounted = context.mount(_ATTRIBUTES)
+    try:
+        point = os.open(target, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            move_mount(mounted, point)
+        finally:
+            os.close(point)
+    finally:
+        os.close(mounted)
 
 
 def mount_table(below: Path) -> dict[str, str]:
@@ -67,7 +97,10 @@ def mount_table(below: Path) -> dict[str, str]:
             point = _unescape(left.split(" ")[4])
             if point.startswith(prefix) and "/" not in point[len(prefix) :]:
                 fstype, source = right.split(" ")[:2]
-                found[point[len(prefix) :]] = _unescape(source) if fstype == "erofs" else f"{fstype}:"
+                source = _unescape(source)
+                if source.startswith("/dev/loop"):
+                    source = loop.backing_file(source) or source
+                found[point[len(prefix) :]] = source if fstype == "erofs" else f"{fstype}:"
     return found
 
 
@@ -82,6 +115,8 @@ class ErofsDriver(LayerDriver):
 
     name = "erofs"
     keeps_tar = True
+    ways: ClassVar[tuple[Callable[[Path, Path, Path], None], ...]] = (mount_image, mount_image_by_loop)
+    """How to mount, best first."""
 
     def __init__(self, root: Path, exec_root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         super().__init__(root, exec_root, limits)
@@ -103,20 +138,12 @@ class ErofsDriver(LayerDriver):
             tree.add(Entry(b"probe", Kind.FILE, size=5, offset=512))
             (scratch / "tar").write_bytes(bytes(512) + b"tare\n".ljust(512, b"\0"))
             (scratch / "meta").write_bytes(erofs_image.build(tree, 1024, b"probe"))
+            _try_ways(cls.ways, scratch, point)
+            (scratch / "overlay").mkdir()
             try:
-                mount_image(scratch / "meta", scratch / "tar", point)
-                try:
-                    if (point / "probe").read_bytes() != b"tare\n":
-                        raise OSError(0, "a test image reads wrongly")
-                    (scratch / "overlay").mkdir()
-                    probe_overlay(point, scratch / "overlay", cls.name)
-                finally:
-                    libc.umount2(os.fsencode(point), MNT_DETACH)
-            except OSError as error:
-                raise Unsupported(
-                    f"storage driver erofs is impossible here: a file-backed EROFS image cannot be mounted ({error.strerror or error}); "
-                    "it needs Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE, and root; use --storage-driver overlay"
-                ) from error
+                probe_overlay(point, scratch / "overlay", cls.name)
+            finally:
+                libc.umount2(os.fsencode(point), MNT_DETACH)
         finally:
             if point is not None:
                 point.rmdir()
@@ -146,17 +173,28 @@ class ErofsDriver(LayerDriver):
         directory = self._root / "l" / short
         source = str(directory / "meta.erofs")
         held = self._mounted.get(short)
-        if held == source and self._is_mounted(point):
+        if held in (source, os.path.realpath(source)) and self._is_mounted(point):
             return point
         if held is not None:
             self._unmount(short)
         point.mkdir(mode=0o700, exist_ok=True)
         try:
-            mount_image(directory / "meta.erofs", directory / "layer.tar", point)
+            self._mount_image(directory / "meta.erofs", directory / "layer.tar", point)
         except OSError as error:
             raise _unmountable(layer, error) from error
         self._mounted[short] = source
         return point
+
+    def _mount_image(self, image: Path, tar: Path, point: Path) -> None:
+        """Mount in the first way that works here; loop devices only where files cannot be mounted at all."""
+        for way in self.ways[:-1]:
+            try:
+                way(image, tar, point)
+                return
+            except OSError as error:
+                if error.errno not in _NO_SUCH_WAY:
+                    raise
+        self.ways[-1](image, tar, point)
 
     def _is_mounted(self, point: Path) -> bool:
         """Whether somebody unmounted it behind our back: a mount point is on another device than its parent."""
@@ -187,6 +225,24 @@ class ErofsDriver(LayerDriver):
             for short in idle:
                 self._unmount(short)
             return len(idle)
+
+
+def _try_ways(ways: Sequence[Callable[[Path, Path, Path], None]], scratch: Path, point: Path) -> None:
+    """Mount the probe's image at ``point`` in the first way that works. Raises ``Unsupported`` telling why none does."""
+    reasons = []
+    for way in ways:
+        try:
+            way(scratch / "meta", scratch / "tar", point)
+            if (point / "probe").read_bytes() == b"tare\n":
+                return
+            libc.umount2(os.fsencode(point), MNT_DETACH)
+            reasons.append("a test image reads wrongly")
+        except OSError as error:
+            reasons.append(str(error.strerror or error))
+    raise Unsupported(
+        f"storage driver erofs is impossible here: an EROFS image can be mounted neither from a file nor by loop ({', '.join(reasons)}); "
+        "it needs root and Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, or 6.4 with loop devices; use --storage-driver overlay"
+    )
 
 
 def _unmountable(layer: Layer, error: OSError) -> TareError:
