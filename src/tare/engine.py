@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+_IDLE = 600.0
+"""Seconds after which a layer that no container uses is unmounted."""
+
+
 class Engine:
     """Stores and services over one data root."""
 
@@ -81,7 +85,7 @@ class Engine:
             await asyncio.to_thread(self.volumes.mounts.settle)
             await self.networks.restore({c.id: c.task.pid for c in self.containers.all() if c.running and c.task is not None})
             await self.containers.resume()
-            self._tidying = asyncio.create_task(self.images.collect_garbage(PARTIAL_AGE), name="tidy stores")
+            self._tidying = asyncio.create_task(self._tidy(), name="tidy stores")
             self._open = True
         except BaseException:
             self._lock.release()
@@ -94,6 +98,13 @@ class Engine:
     def _layers_in_use(self) -> list[str]:
         """Layers that containers need, whether or not an image still names them."""
         return [diff_id for container in self.containers.all() for diff_id in container.record.diff_ids]
+
+    async def _tidy(self) -> None:
+        """What nobody waits for: drop what crashes left long ago, then unmount layers that nothing has used for a while."""
+        await self.images.collect_garbage(PARTIAL_AGE)
+        while True:
+            await asyncio.sleep(_IDLE)
+            await asyncio.to_thread(self.layers.unmount_idle, _IDLE)
 
     async def close(self) -> None:
         """Let go of everything. Containers that run go on; the next engine over this root takes them over."""

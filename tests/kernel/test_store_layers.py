@@ -36,6 +36,15 @@ class TestErofs(LayerDriverContract):
         libc.umount2(os.fsencode(shown), 2)
         assert driver.acquire([layer.diff_id])[0].joinpath("a").read_bytes() == b"1"
 
+    def test_idle_layers_are_unmounted_after_a_while(self, driver: LayerDriver) -> None:
+        used, idle = (store(driver, pack(file(name, b"1"))).diff_id for name in ("used", "idle"))
+        driver.acquire([used, idle])
+        driver.release([idle])
+        assert driver.unmount_idle(age=3600) == 0
+        assert driver.unmount_idle() == 1
+        assert driver.acquire([used])[0].joinpath("used").exists()
+        assert driver.acquire([idle])[0].joinpath("idle").exists()
+
     def test_a_foreign_mount_is_replaced(self, driver: LayerDriver, tmp_path: Path) -> None:
         layer = store(driver, pack(file("a", b"right")))
         wrong = store(driver, pack(file("a", b"wrong")))
@@ -158,7 +167,9 @@ def test_choose_probes_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ErofsDriver, "ways", (refuse, refuse))
     assert choice.choose(tmp_path / "data", tmp_path / "exec").name == "overlay"
-    with pytest.raises(Unsupported, match=r"erofs is impossible here: .* by loop .No such device, No such device.; it needs Linux 6.12"):
+    with pytest.raises(
+        Unsupported, match=r"erofs is impossible here: .* by loop .No such device, No such device.; it needs root and Linux 6.12"
+    ):
         choice.choose(tmp_path / "data", tmp_path / "exec", "erofs")
     assert sorted(os.listdir(tmp_path / "data")) == ["layers"]
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()

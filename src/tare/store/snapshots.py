@@ -22,7 +22,7 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,7 +312,7 @@ class Snapshots:
         finally:
             os.close(upper)
 
-    def export(self, id: str) -> Iterator[bytes]:
+    def export(self, id: str) -> Generator[bytes, None, None]:
         """The merged root as a tar (``docker export``)."""
         with self.mounted(id) as path:
             root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -61,7 +61,7 @@ def open_component(directory: int, name: bytes, flags: int) -> int | None:
         raise
 
 
-def tar_tree(root: int, *, marks: bool = False) -> Iterator[bytes]:
+def tar_tree(root: int, *, marks: bool = False) -> Generator[bytes, None, None]:
     """The tree below the open directory ``root`` as a tar, names in byte order, the root itself left out; sockets are skipped.
 
     With ``marks`` the tree is an overlay's upper directory: whiteouts become ``.wh.NAME``, opaque directories get ``.wh..wh..opq``.
@@ -78,7 +78,7 @@ def tar_changes(root: int, kept: Collection[bytes], gone: Iterable[bytes]) -> It
     yield from batched(itertools.chain(marks, _Walk(only=kept).content(root)))
 
 
-def tar_object(parent: int, name: bytes, shown: bytes, mounts: Mapping[MountKey, int]) -> Iterator[bytes]:
+def tar_object(parent: int, name: bytes, shown: bytes, mounts: Mapping[MountKey, int]) -> Generator[bytes, None, None]:
     """One object of the directory ``parent`` (``.``: the directory itself), with all that is in it, called ``shown`` in the tar.
 
     ``mounts`` are the descriptors of what is mounted in the tree where the kernel does not show it.
@@ -86,7 +86,7 @@ def tar_object(parent: int, name: bytes, shown: bytes, mounts: Mapping[MountKey,
     yield from batched(_Walk(mounts=mounts).named(parent, name, shown))
 
 
-def batched(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def batched(pieces: Iterable[bytes]) -> Generator[bytes, None, None]:
     """The same bytes and the end mark in chunks of a size that is worth handing on."""
     waiting: list[bytes] = []
     size = 0

@@ -30,6 +30,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -190,6 +191,8 @@ class LayerDriver(ABC):
         self._records: dict[Digest, Layer] = {}
         self._shorts: dict[Digest, str] = {}
         self._counts: dict[Digest, int] = {}
+        self._released: dict[Digest, float] = {}
+        """When a layer was last let go."""
         self._inheriting: dict[tuple[Digest, str], bool] = {}
         for directory in (self._root, self._root / "sha256", self._root / "l", self._root / "empty", self._exec):
             make_directory(directory)
@@ -422,6 +425,7 @@ class LayerDriver(ABC):
                     self._counts[diff_id] = count
                 else:
                     self._counts.pop(diff_id, None)
+                    self._released[diff_id] = time.monotonic()
 
     def _inherits(self, layer: Layer, below: Sequence[Layer], lowers: Sequence[Path]) -> bool:
         """Whether an implied directory of the layer has to look otherwise over this stack than it does alone."""
@@ -475,6 +479,7 @@ class LayerDriver(ABC):
             (self._root / "l" / short).unlink(missing_ok=True)
             self._records.pop(diff_id, None)
             self._shorts.pop(diff_id, None)
+            self._released.pop(diff_id, None)
         return doomed, layer.tar_size
 
     @staticmethod
@@ -507,8 +512,11 @@ class LayerDriver(ABC):
     def _hide(self, layer: Layer) -> None:  # noqa: B027 - directories need no unmounting
         """Unmount whatever shows this layer."""
 
-    def unmount_idle(self) -> int:
-        """Unmount every layer that is not acquired; returns how many. Running containers hold their own clones and do not notice."""
+    def unmount_idle(self, age: float = 0.0) -> int:
+        """Unmount every layer that nobody has acquired for ``age`` seconds; returns how many.
+
+        Running containers hold their own clones and would not notice.
+        """
         return 0
 
     def close(self) -> None:

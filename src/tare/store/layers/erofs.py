@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -218,9 +219,11 @@ class ErofsDriver(LayerDriver):
         if short in self._mounted:
             self._unmount(short)
 
-    def unmount_idle(self) -> int:
+    def unmount_idle(self, age: float = 0.0) -> int:
         with self._lock:
-            busy = {self.short(diff_id) for diff_id in self._counts}
+            since = time.monotonic() - age
+            recent = (diff_id for diff_id, released in self._released.items() if released > since)
+            busy = {self.short(diff_id) for diff_id in (*self._counts, *recent)}
             idle = [short for short in self._mounted if short not in busy]
             for short in idle:
                 self._unmount(short)
