@@ -390,6 +390,28 @@ async def rules_taken_away(root: Path) -> None:
     assert nft("list ruleset") == ""
 
 
+async def names_before_the_loopback_is_up(root: Path) -> None:
+    """A name server that is there before its container's loopback still answers from the address that was asked."""
+    engine = Engine(root)
+    await engine.networks.start()
+    await engine.networks.create(NewNetwork("net"))
+    web = await engine.networks.connect(cid(1), "web", network="net")
+    inside = Namespace(loopback=False)
+    await asyncio.to_thread(name_service.serve, str(engine.networks.name_server([web])), cid(1), inside.fd, os.getpid())
+
+    def ask() -> bytes:
+        message = wire.HEADER.pack(9, wire.RECURSION_DESIRED, 1, 0, 0, 0) + wire.pack_name("web") + bytes([0, 1, 0, 1])
+        with inside.socket(socket.SOCK_DGRAM) as sock:
+            sock.connect(("127.0.0.11", 53))
+            sock.send(message)
+            return sock.recv(4096)
+
+    assert (await asyncio.to_thread(ask)).endswith(socket.inet_aton(web.address))
+    await engine.networks.disconnect(cid(1))
+    await engine.networks.remove("net")
+    await engine.close()
+
+
 async def upstream_names(root: Path) -> None:
     """Questions that no container is the answer to go to other servers: by datagram and stream, past a dead one, once per lifetime."""
     build_outside()

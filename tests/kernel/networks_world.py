@@ -49,14 +49,14 @@ def in_thread(action: Callable[[], T]) -> T:
 class Namespace:
     """A network namespace with its loopback up."""
 
-    def __init__(self) -> None:
-        self.fd = in_thread(self._create)
+    def __init__(self, *, loopback: bool = True) -> None:
+        self.fd = in_thread(lambda: self._create(loopback))
 
     @staticmethod
-    def _create() -> int:
+    def _create(loopback: bool) -> int:
         namespaces.unshare(["net"])
         with Route() as route:
-            route.set_link(route.link("lo").index, up=True)
+            route.set_link(route.link("lo").index, up=loopback)
         return namespaces.open_namespace("/proc/thread-self/ns/net")
 
     def run(self, action: Callable[[], T]) -> T:

@@ -12,7 +12,23 @@ pytestmark = pytest.mark.root
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("scenario", ["traffic", "hairpin", "conflicts", "restore", "daemons", "options", "user_networks", "dropping_host", "rules_taken_away", "upstream_names", "udp_flows"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "traffic",
+        "hairpin",
+        "conflicts",
+        "restore",
+        "daemons",
+        "options",
+        "user_networks",
+        "dropping_host",
+        "rules_taken_away",
+        "upstream_names",
+        "udp_flows",
+        "names_before_the_loopback_is_up",
+    ],
+)
 def test_scenario(scenario: str, tmp_path: Path) -> None:
     command = ["unshare", "-n", sys.executable, "-X", "faulthandler", str(HERE / "networks_scenarios.py"), scenario]
     done = subprocess.run([*command, str(tmp_path / "root")], capture_output=True, text=True, timeout=120, check=False)

@@ -35,6 +35,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from tare.linux import namespaces
+from tare.linux.netlink import Route
 from tare.linux.nft import Nftables
 from tare.networks.dns import wire
 from tare.networks.dns.forward import LENGTH, Forwarder, HostServers, Upstream
@@ -43,6 +44,8 @@ from tare.runtime import messages
 
 VERSION = 1
 ADDRESS = "127.0.0.11"
+LOOPBACK = 1
+"""The index of every namespace's loopback."""
 RESOLV_CONF = "/etc/resolv.conf"
 BURST = 64
 """Datagrams of one container that are answered before others have their turn."""
@@ -85,6 +88,10 @@ class Inside:
         datagrams = streams = None
         try:
             with self.entered(namespace):
+                with Route() as route:
+                    # The init may not have come so far. Before the loopback is up nothing in the namespace is known to be local, and
+                    # a socket is bound as if to a broadcast address: it would answer from another one.
+                    route.set_link(LOOPBACK, up=True)
                 datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 streams = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                 datagrams.bind((ADDRESS, 0))
