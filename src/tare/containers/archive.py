@@ -93,12 +93,12 @@ class Archives:
             return _path_stat(view, place, path)
 
     @asynccontextmanager
-    async def read(self, container: Container, path: str) -> AsyncIterator[tuple[PathStat, Iterator[bytes]]]:
+    async def read(self, container: Container, path: str) -> AsyncIterator[tuple[PathStat, Generator[bytes, None, None]]]:
         """What is at ``path``, and a tar of it, to be read in worker threads while the context lasts."""
         async with self._sources(container) as sources:
             with ExitStack() as stack:
 
-                def begin() -> tuple[PathStat, Iterator[bytes]]:
+                def begin() -> tuple[PathStat, Generator[bytes, None, None]]:
                     view = stack.enter_context(self._view(container, sources, writable=False))
                     place = stack.enter_context(_found(view, path, container, follow=False))
                     shown = _shown(path, place)
@@ -107,7 +107,7 @@ class Archives:
                 yield await asyncio.to_thread(begin)
                 self._lifecycle.publish(container, "archive-path")
 
-    def export(self, container: Container) -> Iterator[bytes]:
+    def export(self, container: Container) -> Generator[bytes, None, None]:
         """The root file system as a tar, without what is mounted in it. For a worker thread."""
         return self._snapshots.export(container.id)
 

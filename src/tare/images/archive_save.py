@@ -10,8 +10,8 @@ The answer is a stream: one chunk of one layer is in memory at a time. The same 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import msgspec
 
 from tare.images.garbage import Garbage
 from tare.images.image import Image
+from tare.images.intake import outflow
 from tare.images.layertar import check, plain
 from tare.images.names import Names
 from tare.images.publishing import Blobs, write_manifest
@@ -69,8 +70,9 @@ class Saver:
                 layer = self._layers.get(diff_id)
                 assert layer is not None
                 yield header(_file(_ROOT + diff_id.hex.encode(), layer.tar_size))
-                async for chunk in _in_thread(plain(self._layers, self._content, diff_id, kept.get(diff_id))):
-                    yield chunk
+                async with aclosing(outflow(plain(self._layers, self._content, diff_id, kept.get(diff_id)))) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
                 yield padding(layer.tar_size)
             yield b"".join(documents.top) + END
 
@@ -137,9 +139,3 @@ def _directory(name: bytes) -> bytes:
 
 def _whole(name: bytes, data: bytes) -> bytes:
     return header(_file(name, len(data))) + data + padding(len(data))
-
-
-async def _in_thread(chunks: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Chunks of a blocking generator, each made in a worker thread."""
-    while chunk := await asyncio.to_thread(next, chunks, b""):
-        yield chunk

@@ -1,6 +1,7 @@
-"""A stream that somebody sends us, consumed by a worker thread: the line of stages that import, load and copy share.
+"""Streams between a client and blocking work: the lines of stages that import, load, save, copy and export share.
 
-    request body ──► [channel] ──► worker thread
+    request body ──► [channel] ──► worker thread          ``intake``
+    worker thread ──► one chunk ahead ──► answer          ``outflow``
 
 The channel is bounded, so the slower side sets the pace. What the thread raises is what the caller gets; what the caller suffers (the
 client has gone, cancellation) ends the thread.
@@ -9,7 +10,7 @@ client has gone, cancellation) ends the thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import suppress
 from typing import TypeVar
 
@@ -41,3 +42,20 @@ async def intake(source: AsyncIterator[bytes], consume: Callable[[Channel], T], 
             if undo is not None:
                 undo(result)
         raise
+
+
+async def outflow(chunks: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
+    """Chunks of a blocking generator, the next one made in a worker thread while the last one is sent.
+
+    To be closed (``aclosing``): then no thread works on ``chunks`` any more, and what it held is free.
+    """
+    ahead = asyncio.create_task(asyncio.to_thread(next, chunks, b""))
+    try:
+        while chunk := await asyncio.shield(ahead):
+            ahead = asyncio.create_task(asyncio.to_thread(next, chunks, b""))
+            yield chunk
+    finally:
+        await asyncio.wait({ahead})
+        if not ahead.cancelled():
+            ahead.exception()
+        await asyncio.to_thread(chunks.close)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import stat
-from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from tare.api.docker.params import boolean, json_response, parse_json
 from tare.containers.commit import CommitRequest
 from tare.errors import InvalidArgument
 from tare.http.message import Request, Response
+from tare.images.intake import outflow
 from tare.oci.reference import Reference
 from tare.wire.container import Config
 
@@ -50,8 +50,9 @@ class ArchiveHandlers:
         container = self._containers.get(request.params["id"])
         async with self._archives.read(container, _path(request)) as (found, chunks):
             stream = await request.stream(200, _TAR, _stat_header(found))
-            async for chunk in in_threads(chunks):
-                await stream.write(chunk)
+            async with aclosing(outflow(chunks)) as pieces:
+                async for chunk in pieces:
+                    await stream.write(chunk)
 
     async def put(self, request: Request) -> Response:
         container = self._containers.get(request.params["id"])
@@ -61,12 +62,12 @@ class ArchiveHandlers:
 
     async def export(self, request: Request) -> None:
         container = self._containers.get(request.params["id"])
-        chunks = in_threads(self._archives.export(container))
-        head = await anext(chunks)
-        stream = await request.stream(200, "application/octet-stream")
-        await stream.write(head)
-        async for chunk in chunks:
-            await stream.write(chunk)
+        async with aclosing(outflow(self._archives.export(container))) as chunks:
+            head = await anext(chunks)
+            stream = await request.stream(200, "application/octet-stream")
+            await stream.write(head)
+            async for chunk in chunks:
+                await stream.write(chunk)
         self._archives.exported(container)
 
     async def commit(self, request: Request) -> Response:
@@ -83,19 +84,6 @@ class ArchiveHandlers:
         )
         image = await self._containers.committer.commit(container, asked)
         return json_response({"Id": image.id}, 201)
-
-
-async def in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Chunks of a blocking generator, the next one made in a worker thread while the last one is sent."""
-    ahead = asyncio.create_task(asyncio.to_thread(next, chunks, b""))
-    try:
-        while chunk := await asyncio.shield(ahead):
-            ahead = asyncio.create_task(asyncio.to_thread(next, chunks, b""))
-            yield chunk
-    finally:
-        await asyncio.wait({ahead})
-        if not ahead.cancelled():
-            ahead.exception()
 
 
 def _path(request: Request) -> str:
