@@ -363,3 +363,15 @@ def layout(path: Path, config: bytes, layer: bytes) -> None:
     entry = put(json.dumps(manifest).encode(), OCI) | {"annotations": {"org.opencontainers.image.ref.name": "v1"}}
     (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+
+
+def test_command_line(tmp_path: Path) -> None:
+    tare = [sys.executable, "-c", "import sys; sys.argv[0] = 'tare'; from tare.cli.main import main; sys.exit(main())", "registry"]
+    process = subprocess.Popen([*tare, "serve", "--root", str(tmp_path), "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("registry listens on tcp://127.0.0.1:")
+    process.terminate()
+    assert process.wait(20) == 0
+    process.stdout.close()
+    done = subprocess.run([*tare, "scrub", "--root", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"corrupt": []})

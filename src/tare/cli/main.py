@@ -71,6 +71,7 @@ MANAGEMENT = {
     "manifest": "Manage image manifests and manifest lists",
     "network": "Manage networks",
     "plugin": "Manage plugins",
+    "registry": "Serve images to others",
     "system": "Manage Tare",
     "volume": "Manage volumes",
 }
@@ -144,6 +145,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "plugin": {
         "inspect": ("tare.cli.plugin", "INSPECT", "Display detailed information on one or more plugins"),
         "ls": ("tare.cli.plugin", "LS", "List plugins"),
+    },
+    "registry": {
+        "gc": ("tare.cli.registryverbs", "GC", "Remove blobs that no manifest names (a serving registry does it by itself)"),
+        "scrub": ("tare.cli.registryverbs", "SCRUB", "Verify every blob's digest"),
+        "serve": ("tare.cli.registryverbs", "SERVE", "Serve images to docker, podman, skopeo and Tare (OCI distribution 1.1)"),
     },
     "system": {
         "certs": ("tare.cli.certs", "CERTS", "Make the certificates for a daemon that is reached over TCP"),
