@@ -1,7 +1,7 @@
 """How long a push takes, to a registry that has nothing. Usage (root): python bench/push.py [--rounds N]
 
-The image has 12 layers of 50 MB, half of it noise (``bench/pull.py``). Each engine has it as pulled, skopeo as an OCI layout; every push goes
-to a fresh docker-registry, so that no blob is there. ``first`` is the push of an image of one layer that was imported and has to be packed.
+The image has 12 layers of 50 MB, half of it noise (``bench/pull.py``). Each engine has it as pulled, skopeo as an OCI layout; every push
+goes to a fresh docker-registry, so that no blob is there.
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ class TokenServer:
         token = f"token{len(self.asked)}"
         scopes = {part for part in given.get("scope", "").split() if user or not part.endswith("push")}
         self.granted[token] = scopes | {part.removesuffix(",push") for part in scopes}
-        document: dict[str, object] = {"token": token, "expires_in": self.lifetime}
+        kind = "access_token" if request.method == "POST" else "token"
+        document: dict[str, object] = {kind: token, "expires_in": self.lifetime}
         if given.get("offline_token") and self.refresh:
             document["refresh_token"] = self.refresh
         return web.json_response(document)

@@ -364,7 +364,7 @@ async def test_artifacts_are_no_images(registry: FakeRegistry, world: World) -> 
     document = json.loads(built.manifest)
     document["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json"
     registry.add_document(json.dumps(document).encode(), built.media_type)
-    await refused(world, registry, Unsupported, "not an image.*helm")
+    await refused(world, registry, Unsupported, "^unsupported media type .*helm")
 
 
 async def test_huge_manifest(registry: FakeRegistry, world: World) -> None:

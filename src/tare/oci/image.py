@@ -211,7 +211,7 @@ def check_config(manifest: Manifest, config: ImageConfig) -> None:
 def check_supported(manifest: Manifest) -> None:
     """Refuse manifests that are artifacts (charts, signatures, ...) rather than images."""
     if manifest.config.media_type not in media_types.CONFIGS:
-        raise Unsupported(f"not an image: unsupported config media type {manifest.config.media_type}")
+        raise Unsupported(f"unsupported media type {manifest.config.media_type}")
     for layer in manifest.layers:
         if layer.media_type not in media_types.LAYERS:
             raise Unsupported(f"unsupported layer media type {layer.media_type} ({layer.digest})")
