@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from tare.containers.archive import Archives
 from tare.containers.commit import Committer
 from tare.containers.container import Container
@@ -31,6 +29,7 @@ from tare.containers.mounting import ContainerMounts
 from tare.containers.mounts import inherit, parse_volumes_from, resolve_mounts
 from tare.containers.names import check_name, new_id, random_name
 from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
+from tare.containers.stats import Rounds
 from tare.containers.update import update
 from tare.containers.validate import normalise_host_config
 from tare.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted, TareError
@@ -90,6 +89,8 @@ class Containers:
         self._mounts = ContainerMounts(volumes, snapshots, events)
         self.launcher = Launcher(config, layers, snapshots, networks, self._mounts, self.resolve, self._by_id.values)
         self.lifecycle = Lifecycle(self._records, events, driver, self.launcher, self._remove_after_exit)
+        self.rounds = Rounds(self)
+        """Measures for the streams of statistics."""
         self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
         self.committer = Committer(images, snapshots, self.lifecycle)
         self.archives = Archives(snapshots, volumes, self.lifecycle, config.container_dir)

@@ -76,8 +76,15 @@ class Sample:
 def take_sample(cgroup: Cgroup, pid: int | None) -> Sample:
     """Measure now. ``pid``: a process in the container's network namespace, None to leave interfaces out. Raises ``FileNotFoundError`` when
     the container has ended. Blocking, for a fraction of a millisecond."""
+    return _sample(cgroup, pid, *_machine_time())
+
+
+def _machine_time() -> tuple[int, int]:
     with open("/proc/stat", encoding="ascii") as stream:
-        system, online = parse_proc_stat(stream)
+        return parse_proc_stat(stream)
+
+
+def _sample(cgroup: Cgroup, pid: int | None, system: int, online: int) -> Sample:
     networks: Mapping[str, NetworkCounters] = {}
     if pid is not None:
         try:
@@ -214,14 +221,73 @@ def _entries(entries: Sequence[BlockEntry]) -> list[dict[str, Any]]:
 
 async def sample_container(containers: Containers, container: Container) -> Sample | None:
     """A sample of a running container; None when it does not run (or has just ended)."""
+    target = _target(containers, container)
+    if target is None:
+        return None
+    try:
+        return await asyncio.to_thread(take_sample, *target)
+    except FileNotFoundError:
+        return None
+
+
+def _target(containers: Containers, container: Container) -> tuple[Cgroup, int | None] | None:
+    """What is measured of a container; None when it does not run."""
     task = container.task
     if task is None or not container.has_task:
         return None
     host_network = container.record.host_config.network_mode == "host"
-    try:
-        return await asyncio.to_thread(take_sample, containers.cgroup(container), None if host_network else task.pid)
-    except FileNotFoundError:
-        return None
+    return containers.cgroup(container), None if host_network else task.pid
+
+
+class Rounds:
+    """Measures for all streams of statistics together: once in an interval, every container that somebody watches, in one thread. A hundred
+    streams that each kept a clock of their own would cost a hundred wake-ups and threads a second."""
+
+    def __init__(self, containers: Containers, interval: float = INTERVAL) -> None:
+        self._containers = containers
+        self._interval = interval
+        self._waiting: dict[str, tuple[Container, asyncio.Future[Sample | None]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    def next(self, container: Container) -> asyncio.Future[Sample | None]:
+        """The container's sample of the next round. Shared: shield it before it can be cancelled."""
+        if not self._waiting:
+            loop = asyncio.get_running_loop()
+            loop.call_at((loop.time() // self._interval + 1) * self._interval, self._begin)
+        if container.id not in self._waiting:
+            self._waiting[container.id] = (container, asyncio.get_running_loop().create_future())
+        return self._waiting[container.id][1]
+
+    def head_start(self) -> float:
+        """Seconds to wait before ``next`` for one who has just measured: a difference over a moment would say nothing."""
+        left = self._interval - asyncio.get_running_loop().time() % self._interval
+        return left if left < self._interval / 2 else 0.0
+
+    def _begin(self) -> None:
+        waiting, self._waiting = list(self._waiting.values()), {}
+        task = asyncio.get_running_loop().create_task(self._measure(waiting))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _measure(self, waiting: list[tuple[Container, asyncio.Future[Sample | None]]]) -> None:
+        samples: list[Sample | None] = [None] * len(waiting)
+        try:
+            samples = await asyncio.to_thread(_sample_all, [_target(self._containers, container) for container, _ in waiting])
+        finally:
+            for (_, future), sample in zip(waiting, samples, strict=True):
+                if not future.done():
+                    future.set_result(sample)
+
+
+def _sample_all(targets: Sequence[tuple[Cgroup, int | None] | None]) -> list[Sample | None]:
+    system, online = _machine_time()
+    samples: list[Sample | None] = []
+    for target in targets:
+        try:
+            samples.append(None if target is None else _sample(*target, system, online))
+        except FileNotFoundError:
+            samples.append(None)
+    return samples
 
 
 async def stats_document(containers: Containers, container: Container, *, one_shot: bool = False) -> dict[str, Any]:
@@ -233,18 +299,21 @@ async def stats_document(containers: Containers, container: Container, *, one_sh
     return document(container.id, container.name, now, before, machine_memory())
 
 
-async def stats_stream(containers: Containers, container: Container, interval: float = INTERVAL) -> AsyncIterator[dict[str, Any]]:
-    """A document per interval until the container is removed. Documents keep to the clock: a slow client does not stretch the interval."""
+async def stats_stream(containers: Containers, container: Container) -> AsyncIterator[dict[str, Any]]:
+    """A document at once and then one per round until the container is removed."""
     memory, removed = machine_memory(), container.removal()
-    loop = asyncio.get_running_loop()
     before: Sample | None = None
-    due = loop.time()
+    now = await sample_container(containers, container)
+    pause = containers.rounds.head_start()
     try:
         while not removed.done():
-            now = await sample_container(containers, container)
             yield document(container.id, container.name, now, before, memory)
-            before = now
-            due = max(due + interval, loop.time())
-            await asyncio.wait([removed], timeout=due - loop.time())
+            if pause:
+                await asyncio.wait([removed], timeout=pause)
+                pause = 0.0
+            coming = containers.rounds.next(container)
+            both: list[asyncio.Future[Any]] = [removed, coming]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            before, now = now, coming.result() if coming.done() else None
     finally:
         removed.cancel()
