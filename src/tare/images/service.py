@@ -70,7 +70,15 @@ class Images:
         self._garbage = Garbage(content, layers, metadata)
         self._pulls: SharedTasks[Image] = SharedTasks()
         self._configs: OrderedDict[str, ImageConfig] = OrderedDict()
-        self.registry = Registry(content, layers, policy, config.max_concurrent_downloads, [Path(path) for path in config.registry_certs])
+        self.registry = Registry(
+            content,
+            layers,
+            policy,
+            config.max_concurrent_downloads,
+            [Path(path) for path in config.registry_certs],
+            config.max_concurrent_uploads,
+            config.max_download_attempts,
+        )
         self.publisher = Publisher(content, layers, metadata, self._names, self._garbage, self.registry, events)
         """Pushes."""
         self.saver = Saver(content, layers, metadata, self._names, self._garbage)
