@@ -18,7 +18,7 @@ The check reads every byte of the stores: for a worker thread. Nobody may collec
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,10 +71,20 @@ class _SnapshotLayers(msgspec.Struct):
 
 
 class Checker:
-    """One check of one data root."""
+    """One check of one data root. ``kept`` are digests that something else than images and containers needs: a builder's cache."""
 
-    def __init__(self, root: Path, metadata: Metadata, content: ContentStore, layers: LayerDriver, *, repair: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        metadata: Metadata,
+        content: ContentStore,
+        layers: LayerDriver,
+        *,
+        repair: bool = False,
+        kept: Iterable[str] = (),
+    ) -> None:
         self._root = root
+        self._kept = frozenset(kept)
         self._metadata = metadata
         self._content = content
         self._layers = layers
@@ -91,7 +101,7 @@ class Checker:
         self._check_layers()
         needed = self._images()
         self._names()
-        needed |= self._containers()
+        needed |= self._containers() | self._kept
         self._drop_bad_layers()
         self._unused(*before, needed)
         return self.findings

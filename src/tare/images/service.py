@@ -448,7 +448,8 @@ class Images:
     async def check(self, root: Path, repair: bool = False) -> Findings:
         """``fsck`` while the engine runs: see ``check.py``."""
         async with self._garbage.paused():
-            checker = Checker(root, self._metadata, self._content, self._layers, repair=repair)
+            kept = [digest for root_of in self._garbage.roots for digest in root_of()]
+            checker = Checker(root, self._metadata, self._content, self._layers, repair=repair, kept=kept)
             findings = await asyncio.to_thread(checker.run)
         self._configs.clear()
         return findings

@@ -82,8 +82,10 @@ def _attribute(path: str) -> tuple[str, str]:
         if parts[1].startswith("."):
             return ("removing", "/".join(parts[:3])) if len(parts) > 2 else ("directory", top)
         return _NAMED[top], parts[1]
-    if top.startswith("metadata.db"):
-        return "metadata", "metadata.db"
-    if top in ("", "lock", "blobs", "ingest", "layers", *_NAMED):
+    if top == "builder" and len(parts) > 2:
+        return ("build cache" if parts[1] == "cache" else "removing"), "/".join(parts[1:3])
+    if top.startswith("metadata.db") or top == "engine-id":
+        return "metadata", top.partition("-wal")[0].partition("-shm")[0]
+    if top in ("", "lock", "blobs", "ingest", "layers", "builder", *_NAMED):
         return "directory", top or "."
     return "other", top
