@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any, cast
 
 import pytest
 
@@ -164,5 +165,53 @@ async def test_top_with_own_arguments() -> None:
     found = await top.top([os.getpid()], os.getpid(), "-o pid,comm")
     assert found["Titles"] == ["PID", "COMMAND"]
     assert [process[0] for process in found["Processes"]] == [str(os.getpid())]
-    with pytest.raises(InvalidArgument, match="error running ps"):
+    with pytest.raises(InvalidArgument, match="ps: error"):
         await top.top([os.getpid()], os.getpid(), "--nonsense")
+
+
+class FakeContainer:
+    """A container that does not run."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.task = None
+        self.has_task = False
+
+
+def test_rounds_measure_every_watched_container_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    real = stats._sample_all
+
+    def count(targets: Any) -> Any:
+        measured.append(len(targets))
+        return real(targets)
+
+    monkeypatch.setattr(stats, "_sample_all", count)
+
+    async def run() -> None:
+        rounds = stats.Rounds(cast(Any, None), interval=0.05)
+        one, other = cast(Any, FakeContainer("one")), cast(Any, FakeContainer("other"))
+        first, again, second = rounds.next(one), rounds.next(one), rounds.next(other)
+        assert first is again
+        assert await asyncio.gather(first, second) == [None, None] and measured == [2]
+        assert rounds.next(one) is not first
+        assert 0 <= rounds.head_start() < 0.025
+        await rounds.next(one)
+        assert measured == [2, 1]
+
+    asyncio.run(run())
+
+
+def test_a_failing_round_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(targets: Any) -> Any:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(stats, "_sample_all", fail)
+
+    async def run() -> None:
+        rounds = stats.Rounds(cast(Any, None), interval=0.01)
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        assert await rounds.next(cast(Any, FakeContainer("one"))) is None
+        await asyncio.sleep(0.02)
+
+    asyncio.run(run())
