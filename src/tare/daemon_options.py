@@ -100,7 +100,7 @@ FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "ip-masq": (_TRUE, "the default network is always masqueraded"),
     "icc": (_TRUE, "containers of the default network may always talk to each other"),
     "live-restore": (_TRUE, "containers always go on running without the daemon"),
-    "ip6tables": (_FALSE, "IPv6 rules are not part of this release"),
+    "ip6tables": (_TRUE, "IPv6 networks need packet rules (nftables), as IPv4 ones do"),
     "ipv6": (_FALSE, "IPv6 on the default network is not part of this release"),
     "userland-proxy": (_FALSE, "ports are published by the kernel alone"),
     "init": (_FALSE, "ask for an init per container with 'run --init'"),

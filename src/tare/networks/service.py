@@ -401,6 +401,7 @@ class Networks:
             unused = [n for n in self._networks.values() if not n.predefined and n.id not in used and wanted(n)]
             for network in unused:
                 await self._remove(network)
+            self._events.publish("network", "prune", "", {"reclaimed": "0"})
             return unused
 
     # Inside: called with the lock held, or pure
