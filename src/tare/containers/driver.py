@@ -351,9 +351,7 @@ class RuntimeDriver:
             run_dir=str(launch.run_dir),
             root=root,
             stdio=_stdio(launch.stdio),
-            log=LogPlan(
-                log.driver, str(log.path or ""), log.max_size, log.max_file, dict(log.attributes), log.compress, dict(log.options)
-            ),
+            log=LogPlan(log.driver, str(log.path or ""), log.max_size, log.max_file, dict(log.attributes), log.compress, dict(log.options)),
             cgroup=self.cgroup_path(launch) if self._layout is not None else "",
             v1_hierarchies=v1_hierarchies(self._layout),
             links=tuple(

@@ -303,14 +303,13 @@ class Containers:
         """Give a container another name."""
         if not new_name:
             raise InvalidArgument("Neither old nor new names may be empty")
-        allocating = "Error when allocating new name: "
+        if new_name.removeprefix("/") == container.name:
+            raise InvalidArgument("Renaming a container with the same name as its current name")
         try:
             name = check_name(new_name)
-            if name == container.name:
-                raise InvalidArgument("Renaming a container with the same name as its current name")
             self._reserve(name, container.id)
-        except Conflict as error:
-            raise Conflict(f"{allocating}{error}") from None
+        except (Conflict, InvalidArgument) as error:
+            raise type(error)(f"Error when allocating new name: {error}") from None
         try:
             old = container.name
             container.record.name = name
