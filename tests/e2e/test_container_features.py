@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_world import Daemon
+from engine_world import DOCKER, Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 
@@ -289,6 +289,28 @@ def test_restart_keeps_what_is_removed_at_exit(engine: Daemon) -> None:
         time.sleep(0.05)
     else:
         raise AssertionError("the container is still there")
+
+
+def test_a_daemon_killed_in_a_restart_still_removes_at_exit(own_daemon: Daemon) -> None:
+    own_daemon.docker("run", "-d", "--rm", "--name", "fleeting", "busybox", "sleep", "1000")
+    command = [str(DOCKER), "-H", own_daemon.host, "restart", "-t", "100", "fleeting"]  # sleep, as process 1, does not hear SIGTERM
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+        events = own_daemon.docker("events", "--since", "1h", "--until", _soon(), "--filter", "event=kill", "--format", "{{.Action}}")
+        assert "kill" in events.stdout
+        own_daemon.kill()
+        client.wait(20)
+    own_daemon.start()
+    assert own_daemon.docker("inspect", "-f", "{{.HostConfig.AutoRemove}}", "fleeting").stdout == "true\n"
+    own_daemon.docker("kill", "fleeting")
+    for _ in range(200):
+        if own_daemon.docker("inspect", "fleeting", check=False).returncode:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the container is still there")
+
+
+def _soon() -> str:
+    return str(int(time.time()) + 2)
 
 
 def test_the_unhealthy_are_restarted(engine: Daemon) -> None:

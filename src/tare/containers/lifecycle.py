@@ -361,10 +361,15 @@ class Lifecycle:
             finally:
                 container.keep_after_exit = False
             self.publish(container, "stop")
+        prefix = f"Cannot restart container {container.name}: "
         try:
             await self.start(container)
         except NotModified:
             pass
+        except StartFailed as error:
+            raise StartFailed(f"{prefix}{error}", error.exit_code) from error
+        except TareError as error:
+            raise type(error)(f"{prefix}{error}") from error
         self.publish(container, "restart")
 
     async def force_kill(self, container: Container) -> None:

@@ -49,8 +49,8 @@ Rootfs = OverlayRoot | DirectoryRoot
 
 @dataclass(frozen=True)
 class VethLink:
-    """One link of the task's own network namespace, made while the task starts: a veth pair with a host bridge, or a ``macvlan`` or ``ipvlan``
-    (``kind``, ``mode``) on the parent link ``bridge``."""
+    """One link of the task's own network namespace, made while the task starts: a veth pair with a host bridge, or a ``macvlan`` or
+    ``ipvlan`` (``kind``, ``mode``) on the parent link ``bridge``."""
 
     host_name: str
     bridge: str
