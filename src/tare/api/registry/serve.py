@@ -98,10 +98,10 @@ async def serve(storage: FileStorage, options: argparse.Namespace) -> None:
     shown = []
     for address in addresses:
         shown += await server.listen(address if "://" in address else f"tcp://{address}", None, context)
-    print(f"registry listens on {', '.join(shown)}", flush=True)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    print(f"registry listens on {', '.join(shown)}", flush=True)
     upkeep = asyncio.create_task(_collect_now_and_then(storage))
     await stopped.wait()
     upkeep.cancel()
