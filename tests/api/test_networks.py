@@ -172,6 +172,11 @@ def test_live_connect_and_disconnect(engine: Daemon, network: Callable[..., str]
     assert "10.213.7.77" in inside(engine, other, "ping -4 -c1 also")
     assert "is not connected to network" in refusal(engine, "network", "disconnect", one, "web")
     assert "already exists in network" in refusal(engine, "network", "connect", two, "web")
+    # out of the last network, and back
+    engine.docker("network", "disconnect", two, "web")
+    assert "eth" not in inside(engine, web, "ip -o link | grep -v lo: || true")
+    engine.docker("network", "connect", "--ip", "10.213.7.77", two, "web")
+    assert "Name:\tweb" in inside(engine, web, "nslookup web") and "10.213.7.77" in inside(engine, other, "ping -4 -c1 web")
     # from the default bridge into a network with names
     plain = run(engine)
     engine.docker("network", "connect", two, plain)

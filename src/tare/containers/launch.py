@@ -275,7 +275,9 @@ class Launcher:
             bindings = publish_all(exposed, bindings)
         first = mode.name if mode.kind == "network" else mode.kind
         connections: list[Connection] = []
-        wanted = {name: record.networks.get(name) or EndpointSettings() for name in dict.fromkeys((first, *record.networks))}
+        # The network of the mode comes first, unless the container has left it; with no network at all the mode's is taken again.
+        ordered = sorted(record.networks, key=lambda name: name != first) if mode.kind == "network" else []
+        wanted = {name: record.networks[name] for name in ordered} or {first: record.networks.get(first) or EndpointSettings()}
         publishing = self._networks.first_for_ports({name: settings.gw_priority for name, settings in wanted.items()})
         for name, settings in wanted.items():
             endpoint = self.endpoint(record, settings, first=not connections)

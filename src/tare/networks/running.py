@@ -7,6 +7,7 @@ from here. The name server is told of every change before it can be asked about 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,13 +85,15 @@ class Running:
             self._warn(f"bandwidth limits do not work on this machine: {error.strerror or error}")
 
     def ended(self, container_id: str) -> None:
-        """The container has no place in a network any more."""
+        """The container does not run any more. (One that has left its last network may, and may join another.)"""
         self._pids.pop(container_id, None)
 
     async def plug(self, connection: Connection, connections: Connections) -> None:
         """Give a container the link of a connection that was just made. Raises OSError, and has left nothing then."""
         container_id = connection.container_id
-        pid = self._pids[container_id]
+        pid = self._pids.get(container_id, 0)
+        if not pid:
+            raise ProcessLookupError(errno.ESRCH, "the container does not run", container_id)
         linked = [c for c in connections if c.host_link]
 
         def put_in() -> None:

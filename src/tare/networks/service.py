@@ -264,7 +264,7 @@ class Networks:
                 if wanted in (None, connection.network_id):
                     self._disconnect(connection)
                     self._announce("disconnect", connection)
-            if container_id not in self._places:
+            if network is None:
                 self._running.ended(container_id)
             self._running.tell(container_id, self.connections(container_id))
 
