@@ -124,7 +124,7 @@ def _volumes(specs: list[str]) -> tuple[list[str], Document]:
     volumes: Document = {}
     for spec in specs:
         source, colon, rest = spec.partition(":")
-        if not spec or (colon and not source) or "::" in spec:
+        if not spec or (colon and not source) or "::" in spec or spec.endswith(":"):
             raise _refuse(f"invalid spec: {spec}: empty section between colons" if spec else "invalid empty volume spec")
         if not colon:
             volumes[spec] = {}
@@ -331,6 +331,8 @@ def _file_lines(paths: list[str], *, local: bool) -> list[str]:
     """``KEY=value`` lines of env and label files; with ``local``, a bare KEY takes its value from our own environment."""
     result: list[str] = []
     for path in paths:
+        if os.path.isdir(path):
+            raise _refuse(f"invalid env file ({path}): read {path}: is a directory")
         for line in _read_file(path).split("\n"):
             line = line.removesuffix("\r").lstrip()
             if not line or line.startswith("#"):
@@ -390,7 +392,7 @@ def _user_defined(name: str) -> bool:
 def _endpoints(options: Options) -> Document:
     given = _networks(options)
     networks = given or [{"name": "default"}]
-    if len(networks) > 1 and not all(_user_defined(network["name"]) for network in networks):
+    if len({_user_defined(network["name"]) for network in networks}) > 1:
         raise _refuse("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
     first = networks[0]
     for flag, key in (("network-alias", "alias"), ("link-local-ip", "link-local-ip")):

@@ -80,12 +80,12 @@ def _ulimit(text: str) -> object:
             else 'strconv.ParseInt: parsing "": invalid syntax'
         )
     numbers = []
-    for part in parts:
+    for part in reversed(parts):
         try:
             numbers.append(int(part))
         except ValueError:
             raise ValueError(f'strconv.ParseInt: parsing "{part}": invalid syntax') from None
-    soft, hard = numbers[0], numbers[-1]
+    hard, soft = numbers[0], numbers[-1]
     if hard != -1 and (soft == -1 or soft > hard):
         raise ValueError(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
     return {"Name": name, "Hard": hard, "Soft": soft}

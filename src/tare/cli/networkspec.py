@@ -118,8 +118,6 @@ def expose(specs: list[str], exposed: dict[str, dict[str, str]]) -> None:
             low, high = port_range(body)
         except ValueError as error:
             raise CliError(f"invalid range format for --expose: {spec}, error: {error}", 125) from None
-        if protocol not in _PROTOCOLS:
-            raise CliError(f"invalid proto: {protocol}", 125)
         for port in range(low, high + 1):
             exposed.setdefault(f"{port}/{protocol}", {})
 

@@ -43,11 +43,22 @@ def _with_proxies(body: Document, host: str) -> None:
 
 
 def create(client: Client, options: Options, body: Document) -> str:
-    """Create the container, pulling its image when that is missing; its ID. Raises CliError with code 125."""
-    from tare.cli.reference import familiar, parse
+    """Create the container, pulling its image when that is missing; its ID. Raises CliError with the exit code that ``run`` has then."""
+    _check(options)
+    with CidFile(options.text("cidfile")) as cidfile:
+        try:
+            answer = _create_or_pull(client, options, body)
+        except DaemonError as error:
+            raise start_failure(error) from None
+        for warning in answer.get("Warnings") or ():
+            sys.stderr.write(f"WARNING: {warning}\n")
+        identifier = str(answer["Id"])
+        cidfile.write(identifier)
+    return identifier
 
-    cidfile = options.text("cidfile")
-    _check_cidfile(cidfile)
+
+def _check(options: Options) -> None:
+    """What is refused before the daemon hears of it."""
     policy = options.text("pull")
     if policy not in _PULL and policy:
         raise CliError(f'invalid pull option: \'{policy}\': must be one of "always", "missing" or "never"', 125)
@@ -60,38 +71,59 @@ def create(client: Client, options: Options, body: Document) -> str:
     for flag in ("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops"):
         if flag in options.given:
             raise CliError(f'"--{flag}" is only supported on a Tare daemon running on windows, but the Tare daemon is running on linux', 1)
-    image = options.operands[0]
+
+
+def _create_or_pull(client: Client, options: Options, body: Document) -> Document:
+    """The daemon's answer to create. Raises DaemonError."""
+    from tare.cli.reference import familiar, parse
+
+    policy, image = options.text("pull"), options.operands[0]
     reference = parse(image)
     query = {"name": options.text("name"), "platform": chosen(options.text("platform"))}
     if policy == "always":
         _pull(client, image, options)
     try:
-        try:
-            answer = client.call("POST", "/containers/create", query, body)
-        except DaemonError as error:
-            if error.status != 404 or policy != "missing" or reference is None or not _lacks_image(error.message):
-                raise
-            sys.stderr.write(f"Unable to find image '{familiar(reference)}' locally\n")
-            _pull(client, image, options)
-            answer = client.call("POST", "/containers/create", query, body)
+        answer: Document = client.call("POST", "/containers/create", query, body)
     except DaemonError as error:
-        raise CliError(str(error), 125) from None
-    for warning in answer.get("Warnings") or ():
-        sys.stderr.write(f"WARNING: {warning}\n")
-    identifier = str(answer["Id"])
-    if cidfile:
-        with open(cidfile, "w", encoding="ascii") as file:
-            file.write(identifier)
-    return identifier
+        if error.status != 404 or policy != "missing" or reference is None or not _lacks_image(error.message):
+            raise
+        sys.stderr.write(f"Unable to find image '{familiar(reference)}' locally\n")
+        _pull(client, image, options)
+        answer = client.call("POST", "/containers/create", query, body)
+    return answer
+
+
+class CidFile:
+    """The file of ``--cidfile``: made before the container, so that none is left whose ID could not be written; gone again without one."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._written = False
+
+    def __enter__(self) -> CidFile:
+        if self._path:
+            if os.path.exists(self._path):
+                raise CliError(f"container ID file found, make sure the other container isn't running or delete {self._path}", 125)
+            try:
+                os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            except OSError as error:
+                text = f"failed to create the container ID file: open {self._path}: {(error.strerror or '').lower()}"
+                raise CliError(text, failure_code(text)) from None
+        return self
+
+    def write(self, identifier: str) -> None:
+        if self._path:
+            with open(self._path, "w", encoding="ascii") as file:
+                file.write(identifier)
+            self._written = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._path and not self._written and os.path.exists(self._path) and not os.path.getsize(self._path):
+            os.unlink(self._path)
 
 
 def _lacks_image(message: str) -> bool:
     return "such image" in message.lower() or "does not match the specified platform" in message
-
-
-def _check_cidfile(path: str) -> None:
-    if path and os.path.exists(path):
-        raise CliError(f"container ID file found, make sure the other container isn't running or delete {path}", 125)
 
 
 def _pull(client: Client, image: str, options: Options) -> None:
@@ -166,9 +198,6 @@ def _attached(client: Client, options: Options, body: Document, identifier: str)
 
         def begin() -> None:
             _start(client, identifier, status if options.on("rm") else None)
-            if not body["AttachStdout"] and not body["AttachStderr"]:
-                sys.stdout.write(identifier + "\n")
-                sys.stdout.flush()
             if tty:
                 follow_size(handlers, client, f"/containers/{identifier}/resize")
 
@@ -193,13 +222,14 @@ def _start(client: Client, identifier: str, removal: ExitStatus | None) -> None:
 
 def start_failure(error: DaemonError) -> CliError:
     """The exit code that belongs to why a container did not start."""
-    text = error.message
-    code = 125
+    return CliError(str(error), failure_code(error.message))
+
+
+def failure_code(text: str) -> int:
+    """Docker derives it from the text of the error, whoever said it."""
     if "executable file not found" in text or "no such file or directory" in text:
-        code = 127
-    elif "permission denied" in text or "is a directory" in text:
-        code = 126
-    return CliError(str(error), code)
+        return 127
+    return 126 if "permission denied" in text or "is a directory" in text else 125
 
 
 _EXAMPLES = (
