@@ -108,7 +108,10 @@ def _info(context: Context, options: Options) -> int:
         from tare.cli.tables import write_one
         from tare.cli.templatefunctions import MISSING
 
-        write_one(layout, {**document, MISSING: "system.dockerInfo"})
+        try:
+            write_one(layout, {**document, MISSING: "system.dockerInfo"})
+        except CliError as error:
+            failure = failure or error
     else:
         client_lines = (
             ("Version", CLIENT_VERSION),
