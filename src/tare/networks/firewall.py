@@ -10,7 +10,7 @@ The way of a packet, and why each rule is there:
     raw        from the bridge to 127.0.0.0/8: dropped. The bridge has route_localnet (so that the host reaches published ports on
                127.0.0.1), which would otherwise open the host's loopback services to containers. Frames between containers, which
                pass here only where br_netfilter shows them to IP rules, are not tracked: nothing translates them, and tracking
-               costs a fifth of the throughput.
+               costs time.
     dstnat     to an address of this machine and in a map: redirected. In prerouting for packets from elsewhere and from containers
                (hairpin), in output for the host's own.
     forward    to the bridge: answers, containers among themselves, and what was redirected; nothing else. A neighbour that routes
