@@ -73,7 +73,7 @@ OPTIONS = (
     ),
     Option("mtu", "mtu", "int", "MTU of containers' networks"),
     Option("cgroup-parent", "cgroup_parent", "str", "Parent cgroup of all containers"),
-    Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file or none"),
+    Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file, local, syslog, journald or none"),
     Option("log-opt", "log_opts", "map", "Default log options, KEY=VALUE", key="log-opts"),
     Option("group", "group", "str", "Group of the unix socket", "G"),
     Option("tls", "tls", "bool", "Use TLS; implied by --tlsverify"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tare.api.docker import version_differences as differences
 from tare.api.docker import versions
 from tare.api.docker.versions import ApiVersion
+from tare.containers import cdi
 from tare.containers.logdrivers import DRIVERS
 from tare.linux.cgroup.detect import Layout, detect
 from tare.networks import parent
@@ -66,7 +67,7 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
         "SecurityOptions": differences.security_options(machine["security"], version),
         "DefaultAddressPools": _DEFAULT_POOLS,
         "Warnings": machine["warnings"] + _listener_warnings(engine),
-        "CDISpecDirs": None,
+        "CDISpecDirs": [str(path) for path in cdi.DIRECTORIES],
         **({"ExecutionDriver": "<not supported>"} if version < (1, 25) else {}),
     }
 
