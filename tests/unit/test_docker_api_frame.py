@@ -109,7 +109,6 @@ async def test_unknown_pages_and_methods(api: Api) -> None:
         assert await api.message(method, target) == (404, "page not found")
     assert (await api.message("GET", "/v1.41/swarm"))[0] == 503
     assert (await api.message("POST", "/services/create"))[1].startswith("This node is not a swarm manager.")
-    assert (await api.message("POST", "/build"))[0] == 501
 
 
 @pytest.mark.parametrize(
