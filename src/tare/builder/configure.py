@@ -164,7 +164,7 @@ def _expose(instruction: ins.Expose, config: ContainerConfig, words: Words) -> C
     exposed = dict(config.exposed_ports or {})
     for word in given:
         exposed |= {port: {} for port in ports(word)}
-    return Change(_with(config, exposed_ports=exposed), "EXPOSE " + " ".join(given))
+    return Change(_with(config, exposed_ports=exposed), "EXPOSE " + " ".join(sorted(given)))
 
 
 def _user(instruction: ins.User, config: ContainerConfig, words: Words) -> Change:

@@ -121,7 +121,7 @@ def directory(
     way = root.walk(os.fsencode(path))
     if not way.missing:
         if not way.trail[-1].is_directory:
-            raise InvalidArgument(f"cannot mkdir: {path} is not a directory")
+            raise InvalidArgument(f"Cannot mkdir: {path} is not a directory")
         return None
     target = _Layer(root, Placement(b"/", owner=owner, now_ns=now_ns, latest_ns=latest_ns))
     return batched(target.directories((*way.parts, *way.missing)))

@@ -38,7 +38,8 @@ async def copy_step(stage: StageBuild, instruction: ins.Copy) -> None:
     """One COPY or ADD."""
     words = stage.words
     sources = [words.one(source) for source in instruction.sources]
-    destination = _destination(words.one(instruction.destination), stage.container.working_dir)
+    written = words.one(instruction.destination)
+    destination = _destination(written, stage.container.working_dir)
     chown, chmod = words.one(instruction.chown), words.one(instruction.chmod)
     mode = Mode.parse(chmod) if chmod else None
     word = instruction.keyword
@@ -91,10 +92,10 @@ async def copy_step(stage: StageBuild, instruction: ins.Copy) -> None:
                 collected = await stage.build.in_thread(collect)
             return await stage.build.in_thread(make), note
 
-        shown = f"--chown={chown} " if chown else ""
+        shown = f"--chown={chown}" if chown else ""  # Docker writes no space behind it
 
         def created_by(note: str) -> str:
-            return configure.nop(stage.container, f"{word} {shown}{note} in {destination} ", space=False)
+            return configure.nop(stage.container, f"{word} {shown}{note} in {written} ", space=False)
 
         await stage.layer_step(keys, created_by, made)
 
@@ -118,6 +119,8 @@ def _gather(
     stage: StageBuild, instruction: ins.Copy, tree: FileTree, sources: list[str], word: str, opened: ExitStack, *, own: bool
 ) -> list[Item]:
     items: list[Item] = []
+    if not isinstance(instruction, ins.Add) and any(source.startswith(("http://", "https://")) for source in sources):
+        raise InvalidArgument("COPY failed: source can't be a URL for COPY")
     local = [source for source in sources if not (isinstance(instruction, ins.Add) and is_remote(source))]
     for source in sources:
         if source not in local:
@@ -200,7 +203,13 @@ def owner(root: FileTree, text: str) -> tuple[int, int]:
         identity = users.resolve(text, (), passwd, group)
         return identity.uid, identity.gid
     except users.UnknownUser as error:
-        raise InvalidArgument(f"unable to convert uid/gid chown string to host mapping: {error}") from None
+        name, _, group_name = text.partition(":")
+        reason = str(error)
+        if reason.startswith("unable to find user"):
+            reason = f"can't find uid for user {name}: no such user: {name}"
+        elif reason.startswith("unable to find group"):
+            reason = f"can't find gid for group {group_name}: no such group: {group_name}"
+        raise InvalidArgument(f"unable to convert uid/gid chown string to host mapping: {reason}") from None
 
 
 def _lines(root: FileTree, path: bytes) -> list[str]:

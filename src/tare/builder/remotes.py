@@ -65,7 +65,8 @@ def open_url(url: str) -> Any:
         raise kind(f"invalid response status {error.code} for {url}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise Upstream(f"cannot download {url}: {reason}") from None
+        text = os.strerror(reason.errno).lower() if isinstance(reason, OSError) and reason.errno else str(reason)
+        raise Upstream(f'Get "{url}": {text}') from None
 
 
 def fetch_file(url: str, directory: Path, checksum: str = "") -> tuple[TarTree, bytes]:

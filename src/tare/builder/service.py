@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from tare.builder import parser, stages
 from tare.builder.cache import Cache, CacheRecord
+from tare.builder.ignore import Patterns
 from tare.builder.request import BuildRequest, Built, Say, Text
 from tare.builder.running import Runner
 from tare.builder.solver import Build
 from tare.builder.stages import PREDEFINED
-from tare.builder.trees import FileTree
+from tare.builder.trees import FileTree, TarTree
 from tare.errors import InvalidArgument
 from tare.oci.image import ImageConfig
 from tare.store.durability import make_directory, remove_tree
@@ -95,14 +96,13 @@ class Builder:
 
     # -- building -----------------------------------------------------------------------------------------------------------------------
 
-    async def build(self, request: BuildRequest, context: FileTree, say: Say) -> Image:
+    async def build(self, request: BuildRequest, context: TarTree, say: Say) -> Image:
         """Build an image and give it its names. A cancellation ends the build cleanly."""
         dockerfile = parser.parse(self._dockerfile(request, context), request.dockerfile)
+        _hide_ignored(context, request.dockerfile)
         graph = stages.plan(dockerfile, request.build_args, request.target, request.platform)
         async with self.images.pins() as pins:
             build = Build(self, request, graph, context, pins)
-            for warning in dockerfile.warnings:
-                await say(Text(f"[Warning] {warning.message}\n"))
             config = await build.run(say)
             image = await self._record(request, config)
             await say(Built(image.id))
@@ -194,3 +194,14 @@ class Builder:
         layers = [record.diff_id for record in doomed]
         collected = await self.images.collect_layers(layers)
         return [entry.id for entry in gone], freed + collected.bytes
+
+
+def _hide_ignored(context: TarTree, dockerfile: str) -> None:
+    """Clients send the Dockerfile and .dockerignore in any case: the engine leaves them out when .dockerignore says so."""
+    found = context.find(b".dockerignore")
+    if found is None or found.is_directory or found.size > _DOCKERFILE_LIMIT:
+        return
+    patterns = Patterns(b"".join(context.read(found)).decode("utf-8", "replace"))
+    for name in (".dockerignore", dockerfile):
+        if patterns.excluded(name):
+            context.hide(name.encode("utf-8", "surrogateescape"))

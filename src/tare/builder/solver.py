@@ -22,6 +22,7 @@ from tare.builder.narration import Voice, narrate
 from tare.builder.request import BuildRequest, Say, Text
 from tare.builder.stagebuild import StageBuild
 from tare.builder.stages import SCRATCH, BuildGraph, Stage
+from tare.distribution.progress import Progress
 from tare.errors import InvalidArgument, NotFound
 from tare.images.committing import store_layer
 from tare.oci.digest import Digest
@@ -59,7 +60,7 @@ class Build:
         """Names of build arguments that some ARG declared."""
         self.now_ns = time.time_ns() if request.epoch_ns is None else request.epoch_ns
         meta = sum(isinstance(each, _Arg) for each in _before_from(graph))
-        self.total_steps = meta + sum(1 + len(stage.instructions) for stage in graph.stages) + bool(request.labels)
+        self.total_steps = meta + sum(1 + len(stage.instructions) for stage in graph.stages) + len(request.labels)
         self._results: dict[int, asyncio.Task[ImageConfig]] = {}
         self._context_layers: asyncio.Task[tuple[Digest, ...]] | None = None
         self._bases: dict[tuple[str, str], asyncio.Task[Image]] = {}
@@ -70,7 +71,8 @@ class Build:
         """Build the target; its config, whose layers are in the store and pinned."""
         number = 1
         for argument in _before_from(self.graph):
-            await say(Text(f"Step {number}/{self.total_steps} : {argument.text}\n"))
+            await say(Text(f"Step {number}/{self.total_steps} : {argument.text}"))
+            await say(Text("\n"))
             number += 1
             self.consumed.update(name for name, _ in argument.pairs)
         voices: list[Voice] = []
@@ -195,12 +197,18 @@ class Build:
         return image
 
     async def _pull(self, reference: Reference, platform: str, voice: Voice) -> Image:
-        messages: asyncio.Queue[object] = asyncio.Queue()
+        messages: asyncio.Queue[Progress | None] = asyncio.Queue()
         pull = asyncio.create_task(self.images.pull(reference, platform or None, self.request.credentials(reference), messages.put_nowait))
         pull.add_done_callback(lambda _: messages.put_nowait(None))
+        held: list[Progress] = []
         try:
             while (message := await messages.get()) is not None:
-                await voice.say(message)  # type: ignore[arg-type]
+                held.append(message)
+                if message.status.startswith("Pulling from"):
+                    continue  # told when something came of it
+                for each in held:
+                    await voice.say(each)
+                held.clear()
             return await pull
         finally:
             pull.cancel()

@@ -113,7 +113,8 @@ class StageBuild:
         self.state = msgspec.structs.replace(self.state, config=msgspec.structs.replace(self.container, env=env))
 
     async def _announce(self, text: str) -> None:
-        await self.voice.text(f"Step {self._number}/{self.build.total_steps} : {text}\n")
+        await self.voice.text(f"Step {self._number}/{self.build.total_steps} : {text}")
+        await self.voice.text("\n")
         self._number += 1
 
     def _short(self) -> str:
@@ -140,6 +141,7 @@ class StageBuild:
             elif isinstance(instruction, ins.Arg):
                 await self._arg(instruction)
             else:
+                await self._note_override(instruction)
                 change = configure.change(instruction, self.container, self.words, own_command=self._own_command)
                 self._own_command = self._own_command or isinstance(instruction, ins.Cmd)
                 await self.config_step(change.config, change.comment, change.author)
@@ -148,6 +150,11 @@ class StageBuild:
         except InvalidArgument as error:
             raise self.located(instruction, str(error)) from None
 
+    async def _note_override(self, instruction: ins.Instruction) -> None:
+        if isinstance(instruction, ins.Healthcheck) and self.container.healthcheck is not None:
+            before = " ".join(self.container.healthcheck.test or ())
+            await self.voice.text(f"Note: overriding previous HEALTHCHECK: [{before}]\n")
+
     def located(self, instruction: ins.Instruction, message: str) -> DockerfileError:
         """An error at an instruction, told without the prefix of syntax errors."""
         error = DockerfileError(message, name=self.build.graph.dockerfile.name, line=instruction.line, source=instruction.text)
@@ -155,11 +162,11 @@ class StageBuild:
         return error
 
     async def _labels(self) -> None:
-        pairs = sorted(self.build.request.labels.items())
-        shown = "LABEL " + " ".join(f"{name}={value}" for name, value in pairs)
-        await self._announce(shown)
-        labels = {**(self.container.labels or {}), **dict(pairs)}
-        await self.config_step(msgspec.structs.replace(self.container, labels=labels), shown)
+        """The request's labels, as if they were instructions at the end."""
+        for name, value in sorted(self.build.request.labels.items()):
+            await self._announce(f"LABEL {name}={value}")
+            labels = {**(self.container.labels or {}), name: value}
+            await self.config_step(msgspec.structs.replace(self.container, labels=labels), f"LABEL {name}={value}")
 
     async def _arg(self, instruction: ins.Arg) -> None:
         shown = []

@@ -179,6 +179,13 @@ class TarTree(FileTree):
         assert isinstance(directory.handle, Node) and directory.handle.children is not None
         return sorted(directory.handle.children)
 
+    def hide(self, path: bytes) -> None:
+        """Take a file out of the tree."""
+        head, _, name = path.rpartition(b"/")
+        parent = self.find(head)
+        if parent is not None and isinstance(parent.handle, Node) and parent.handle.children is not None:
+            parent.handle.children.pop(name, None)
+
     def read(self, file: Found) -> Iterator[bytes]:
         node = file.handle
         assert isinstance(node, Node)

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from tare.builder.context import empty, receive
 from tare.builder.remotes import open_context
 from tare.builder.request import BuildRequest, Built, Message, RunFailed, Text
 from tare.builder.service import CacheEntry
-from tare.builder.trees import FileTree
+from tare.builder.trees import TarTree
 from tare.distribution.auth import Credentials
 from tare.errors import InvalidArgument, Unsupported
 from tare.http.message import Request, Response
@@ -33,6 +34,10 @@ from tare.wire.container import HostConfig, Ulimit
 
 if TYPE_CHECKING:
     from tare.engine import Engine
+
+
+_KEPT = 4096
+"""Messages of a quiet build that are kept for the case that it fails."""
 
 
 class BuildExtras(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,13 +81,11 @@ class BuildHandlers:
                     if quiet:
                         await feed.send({"stream": f"{image.id}\n"})
                 except Exception as error:
-                    if feed.stream is None:
-                        raise
                     await feed.fail(error)
         finally:
             context.close()
 
-    async def _context(self, request: Request, options: BuildRequest) -> tuple[FileTree, BuildRequest]:
+    async def _context(self, request: Request, options: BuildRequest) -> tuple[TarTree, BuildRequest]:
         remote = request.query.get("remote", "")
         scratch = self._builder.scratch
         if remote and remote != "client-session":
@@ -94,7 +97,9 @@ class BuildHandlers:
         return await receive(request.chunks(), scratch), options
 
     async def prune(self, request: Request) -> Response:
-        filters = read_filters(request).check(("id", "unused-for", "until", "type", "description", "inuse", "shared", "private", "parent"))
+        filters = read_filters(request).check(_PRUNE_FILTERS)
+        if filters.get("label"):  # `system prune --filter label=…` comes here as well; a cache record has no labels, so none matches
+            return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
         wanted = _wanted(filters)
         keep = integer(request, "reserved-space", 0) or integer(request, "keep-storage", 0)
         gone, freed = await self._builder.prune(wanted, everything=boolean(request, "all"), keep=keep)
@@ -104,17 +109,28 @@ class BuildHandlers:
         raise Unsupported("builds are cancelled by closing their connection")
 
 
+_PRUNE_FILTERS = ("description", "id", "inuse", "label", "label!", "parent", "private", "shared", "type", "until", "unused-for")
+
+
 class _Feed:
-    """The build's messages on their way to the client; the head of the answer leaves with the first."""
+    """The build's messages on their way to the client; the head of the answer leaves with the first.
+
+    A quiet build says only its image's id; when it fails, the (last) output is told after all.
+    """
 
     def __init__(self, request: Request, *, quiet: bool) -> None:
         self._request = request
         self._quiet = quiet
+        self._kept: deque[Message] = deque(maxlen=_KEPT)
         self.stream: JsonStream | None = None
 
     async def say(self, message: Message) -> None:
         if self._quiet:
-            return
+            self._kept.append(message)
+        else:
+            await self._tell(message)
+
+    async def _tell(self, message: Message) -> None:
         if isinstance(message, Text):
             await self.send({"stream": message.text})
         elif isinstance(message, Built):
@@ -128,7 +144,11 @@ class _Feed:
         await self.stream.send(document)
 
     async def fail(self, error: Exception) -> None:
-        assert self.stream is not None
+        """The last message of a build that failed; one that failed before it had said anything becomes an HTTP status."""
+        for message in self._kept:
+            await self._tell(message)
+        if self.stream is None:
+            raise error
         if isinstance(error, RunFailed):
             await self.send({"errorDetail": {"code": error.code, "message": str(error)}, "error": str(error)})
         else:
@@ -143,7 +163,7 @@ def build_request(request: Request) -> BuildRequest:
     if query.get("outputs"):
         raise Unsupported("outputs other than an image are not offered by POST /build: use 'tare build --output'")
     if boolean(request, "squash"):
-        raise Unsupported("squash is only supported with experimental mode, which this engine does not have")
+        raise InvalidArgument("squash is only supported with experimental mode")
     extras = _extras(request)
     platform = query.get("platform", "")
     return BuildRequest(
@@ -203,7 +223,10 @@ def _json(request: Request, name: str, kind: Any, default: Any = None) -> Any:
     try:
         return msgspec.json.decode(text, type=kind | None) or ({} if default is None else default)
     except msgspec.MsgspecError as error:
-        raise InvalidArgument(f"error reading {name}: {error}") from None
+        raise InvalidArgument(f"error reading {_NAMES.get(name, name)}: {error}") from None
+
+
+_NAMES = {"buildargs": "build args", "cachefrom": "cache from"}
 
 
 def _extras(request: Request) -> BuildExtras:
