@@ -98,3 +98,21 @@ def test_a_link_in_the_context_does_not_lead_out(engine: Daemon, tmp_path: Path)
     context = write(tmp_path / "c", "FROM busybox\nCOPY link/passwd /stolen\n")
     (context / "link").symlink_to("/etc")
     assert build(engine, context, check=False).returncode != 0
+
+
+def test_our_own_command(engine: Daemon, tmp_path: Path) -> None:
+    context = write(tmp_path / "c", "FROM busybox\nARG A\nCOPY . /all/\nRUN echo $A > /a\n", kept="k", secret="s")
+    (context / "sub").mkdir()
+    (context / "sub/inner").write_text("i")
+    (context / ".dockerignore").write_text("secret\nsub\n!sub/inner\n")
+    identifier = tmp_path / "id"
+    done = engine.tare("build", "-t", "own:1", "-t", "own:2", "--build-arg", "A=b", "--iidfile", str(identifier), str(context))
+    assert done.stdout.endswith("Successfully tagged own:2\n")
+    assert engine.docker("inspect", "-f", "{{.Id}}", "own:1").stdout.strip() == identifier.read_text()
+    listed = engine.docker("run", "--rm", "own:2", "sh", "-c", "cat /a; cd /all; find . -type f | sort").stdout
+    assert listed.split() == ["b", "./.dockerignore", "./Dockerfile", "./kept", "./sub/inner"]
+    quiet = engine.tare("build", "-q", "-", input="FROM busybox\nRUN echo x > /x\n").stdout
+    assert quiet.startswith("sha256:")
+    failed = engine.tare("build", "-", input="FROM busybox\nRUN exit 3\n", check=False)
+    assert (failed.returncode, "returned a non-zero code: 3" in failed.stderr) == (1, True)
+    engine.docker("rmi", "own:1", "own:2", quiet.strip())

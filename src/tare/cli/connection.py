@@ -38,12 +38,13 @@ def quote(text: str, *, slash: bool = True) -> str:
 
 
 def query_string(query: Mapping[str, object]) -> str:
-    """``a=b&c=1`` without the entries that are None or empty text; True is 1 and False is 0."""
+    """``a=b&c=1`` without the entries that are None or empty text; True is 1 and False is 0, a list repeats its name."""
     parts = []
-    for key, value in query.items():
-        if value is None or value == "":
-            continue
-        parts.append(f"{key}={quote(str(int(value)) if isinstance(value, bool) else str(value))}")
+    for key, values in query.items():
+        for value in values if isinstance(values, list) else (values,):
+            if value is None or value == "":
+                continue
+            parts.append(f"{key}={quote(str(int(value)) if isinstance(value, bool) else str(value))}")
     return "&".join(parts)
 
 

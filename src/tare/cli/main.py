@@ -32,6 +32,7 @@ COMMON = {
 }
 OTHER = {
     "attach": ("tare.cli.attach", "ATTACH", "Attach local standard input, output, and error streams to a running container"),
+    "build": ("tare.cli.build", "BUILD", "Build an image from a Dockerfile"),
     "completion": ("tare.cli.completion", "COMPLETION", "Print the completion script for a shell"),
     "commit": ("tare.cli.imageverbs", "COMMIT", "Create a new image from a container's changes"),
     "cp": ("tare.cli.copying", "CP", "Copy files/folders between a container and the local filesystem"),
@@ -94,7 +95,7 @@ _CONTAINER_VERBS = (
     "attach commit cp create diff exec export kill logs pause port rename restart rm run start stats stop top unpause update wait"
 )
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
-    "builder": {},
+    "builder": {"build": ("tare.cli.build", "BUILD", "Build an image from a Dockerfile")},
     "container": {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),
         "ls": COMMON["ps"],
@@ -113,6 +114,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "use": ("tare.cli.contextverbs", "USE", "Set the current context"),
     },
     "image": {
+        "build": ("tare.cli.build", "BUILD", "Build an image from a Dockerfile"),
         "bootstrap": ("tare.cli.bootstrap", "BOOTSTRAP", "Make a base image from this machine, without a registry"),
         "history": OTHER["history"],
         "import": OTHER["import"],
