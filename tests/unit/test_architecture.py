@@ -40,7 +40,11 @@ def test_imports_only_point_down_the_layers() -> None:
 
 @pytest.mark.parametrize("package", ["linux", "runtime", "cli"])
 def test_what_must_be_standard_library_only(package: str) -> None:
-    own = {"linux": ("tare.linux",), "runtime": ("tare.linux", "tare.runtime"), "cli": ("tare.cli", "tare.config", "tare.errors")}[package]
+    own = {
+        "linux": ("tare.linux",),
+        "runtime": ("tare.linux", "tare.runtime"),
+        "cli": ("tare.cli", "tare.config", "tare.errors", "tare.builder.ignore"),  # the last is pure, and of the standard library as well
+    }[package]
     foreign = {
         f"{path.relative_to(SOURCE)}: {name}"
         for path in (SOURCE / package).rglob("*.py")

@@ -6,8 +6,9 @@ Used by ``run``, ``start -a``, ``attach`` and ``exec``, which differ only in wha
 from __future__ import annotations
 
 import os
+import time
 
-from tare.cli.failures import CliError
+from tare.cli.failures import CliError, DaemonError
 from tare.cli.streams import Carrier, OutputClosed, parse_detach_keys
 from tare.cli.terminal import Handlers, RawMode, is_tty, size
 
@@ -101,7 +102,15 @@ def forward_signals(handlers: Handlers, client: Client, container: str) -> None:
     """From now on, our signals are the container's."""
 
     def kill(name: str) -> None:
-        client.another().call("POST", f"/containers/{container}/kill", {"signal": name})
+        # What the container prints reaches us before the daemon has noted that it runs: such a signal must not get lost.
+        for delay in (0.02, 0.05, 0.1, 0.2, 0.0):
+            try:
+                client.another().call("POST", f"/containers/{container}/kill", {"signal": name})
+                return
+            except DaemonError as error:
+                if error.status != 409:
+                    raise
+            time.sleep(delay)
 
     handlers.forward(kill)
 
