@@ -103,7 +103,11 @@ class Handlers:
         self._before.append((number, _signal.signal(number, handler)))
 
     def forward(self, action: Callable[[str], None]) -> None:
-        """Call ``action("INT")`` and so on for every signal that belongs to the container."""
+        """Call ``action("INT")`` and so on for every signal that belongs to the container.
+
+        Also those that were ignored when we started (a background job of a script): as docker does, whoever
+        sends them means the container.
+        """
         names = dict(_numbers())
         for number in names:
             self.set(number, lambda received: action(names[received]))
@@ -115,5 +119,5 @@ class Handlers:
 def _numbers() -> Iterator[tuple[int, str]]:
     for name in FORWARDED:
         number = getattr(_signal, name, None)
-        if number is not None and _signal.getsignal(number) != _signal.SIG_IGN:
+        if number is not None:
             yield int(number), name.removeprefix("SIG")
