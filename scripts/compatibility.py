@@ -79,6 +79,8 @@ VERB_CALLS = {
     "volume prune": "POST /volumes/prune", "volume update": "PUT /volumes/{name}", "plugin ls": "GET /plugins",
 }  # fmt: skip
 """The calls that a command cannot do without: a test of the command is one of the endpoint."""
+READERS = {"fetch": "GET", "WebSocket": "GET"}
+"""Functions of the tests that ask for a path without naming a method."""
 SHORT_FORMS = {"ls": "ps"}  # of a container's verbs; the others are called the same
 
 
@@ -203,7 +205,7 @@ def command_lines(node: ast.AST) -> Iterator[list[str]]:
 def read_call(evidence: Evidence, node: ast.Call, where: str, routes: list[tuple[str, str]]) -> None:
     words = strings([*node.args, *(keyword.value for keyword in node.keywords)])
     pair(evidence, words, where, routes)
-    name = called(node).upper().strip("_")
+    name = READERS.get(called(node), called(node).upper().strip("_"))
     if name in METHODS and words:
         for word in words:
             if word.startswith("/"):
@@ -283,7 +285,7 @@ def command_table(evidence: Evidence) -> list[str]:
         name = canonical(command)
         good, other = [], []
         for flag in (text.partition("/")[0] for text in flags):
-            if flag in REFUSED_FLAGS and (flag not in ours or name in ("run", "create", "start")):
+            if flag in REFUSED_FLAGS and (flag not in ours or name in ("run", "create", "start", "volume update")):
                 other.append(f"`--{flag}` refused ({REFUSED_FLAGS[flag]})")
             elif flag not in ours:
                 other.append(f"`--{flag}` absent")

@@ -95,6 +95,9 @@ def _prune(context: Context, options: Options) -> int:
 def _update(context: Context, options: Options) -> int:
     name = options.operands[0]
     path = f"/volumes/{quote(name, slash=False)}"
+    if "availability" in options.given:
+        context.client.call("GET", path)
+        raise CliError("can only update cluster volumes")
     if not {"label-add", "label-rm"} & set(options.given):
         raise CliError("tell what to change: --label-add KEY=VALUE or --label-rm KEY")
     labels = dict(context.client.call("GET", path).get("Labels") or {})
@@ -206,7 +209,10 @@ PRUNE = Command(
 )  # fmt: skip
 UPDATE = Command(
     "volume update", "volume update [OPTIONS] VOLUME", "Update a volume's labels", _update,
-    (("label-add", "", "list", "Add or change a label"), ("label-rm", "", "list", "Remove a label")), least=1, most=1,
+    (
+        ("availability", "", "string", "Cluster volume availability (needs Swarm)"),
+        ("label-add", "", "list", "Add or change a label"), ("label-rm", "", "list", "Remove a label"),
+    ), least=1, most=1,
 )  # fmt: skip
 EXPORT = Command(
     "volume export", "volume export [OPTIONS] VOLUME", "Export a volume's content as a tar archive", _export,

@@ -8,7 +8,7 @@ from tare.http.message import Request, Response
 
 SWARM_FAMILIES = ("swarm", "nodes", "services", "tasks", "secrets", "configs")
 
-_NOT_A_MANAGER = (
+NOT_A_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 )
 _NO_SWARM = "swarm mode is not offered by Tare: containers run on this machine only"
@@ -18,7 +18,7 @@ _NO_PLUGINS = "plugins are not offered by Tare: network, volume and log drivers 
 
 async def swarm(request: Request) -> Response:
     """Every endpoint of a swarm but the three below."""
-    raise Unavailable(_NOT_A_MANAGER)
+    raise Unavailable(NOT_A_MANAGER)
 
 
 async def swarm_begin(request: Request) -> Response:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tare.api.docker.absent import NOT_A_MANAGER
 from tare.api.docker.container_views import rfc3339
 from tare.api.docker.filter_parameter import Filters
 from tare.api.docker.params import boolean, json_body, json_response, read_filters
 from tare.api.docker.versions import ApiVersion
-from tare.errors import InvalidArgument, Unsupported
+from tare.errors import InvalidArgument, Unavailable
 from tare.http.message import Request, Response
 from tare.volumes.model import Volume
 from tare.volumes.transfer import clone, export, load
@@ -77,7 +78,7 @@ class VolumeHandlers:
     async def create(self, request: Request) -> Response:
         body = await json_body(request, VolumeCreateRequest)
         if body.cluster_volume_spec is not None:
-            raise InvalidArgument("cluster volumes need a swarm, which this engine does not offer")
+            raise Unavailable(NOT_A_MANAGER)
         volume = self._volumes.create(body.name, body.driver, body.labels, body.driver_opts)
         return json_response(self._view(volume), 201)
 
@@ -93,7 +94,7 @@ class VolumeHandlers:
         self._volumes.get(name)
         body = await json_body(request, VolumeUpdateRequest)
         if body.labels is None:
-            raise Unsupported(f"update {name}: cluster volumes need a swarm, which this engine does not offer")
+            raise Unavailable("volume update only valid for cluster volumes, but swarm is unavailable")
         return json_response(self._view(self._volumes.relabel(name, body.labels)))
 
     async def remove(self, request: Request) -> Response:
