@@ -259,6 +259,13 @@ class LayerDriverContract:
         assert (shown / "m/x").read_bytes() == b"3"
         assert stat.S_IMODE((shown / "m").stat().st_mode) == 0o755
 
+    def test_listings_are_whole(self, driver: LayerDriver) -> None:
+        """Also by the C library, which leaves out entries whose inode number is 0."""
+        shown = self.view(driver, pack(other("d", Kind.DIRECTORY), file("d/f", b"1"), other("d/e", Kind.DIRECTORY), file("d/e/g")))
+        for path, names in ((shown, ["d"]), (shown / "d", ["e", "f"]), (shown / "d/e", ["g"])):
+            listed = subprocess.run(["ls", "-a", path], check=True, capture_output=True, text=True).stdout.split()
+            assert sorted(listed) == [".", "..", *names]
+
     def test_missing_parents_belong_to_root(self, driver: LayerDriver) -> None:
         shown = self.view(driver, pack(file("a/b/c", b"1", uid=5)))
         for path in ("a", "a/b"):

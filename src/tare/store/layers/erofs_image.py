@@ -9,7 +9,7 @@ EROFS (kernel: fs/erofs/erofs_fs.h) allows extra devices. Ours is the uncompress
     │  0   │ superblock │ dev. slot │ inodes  │ directories, links ││ header body header body ... │
     └──────┴────────────┴───────────┴─────────┴────────────────────┘└─────────────────────────────┘
 
-    inode (extended, 64 bytes) [xattr header 12 bytes, xattr entries, padded to 32]        nid = offset / 32 from the first inode
+    inode (extended, 64 bytes) [xattr header 12 bytes, xattr entries, padded to 32]        nid = offset / 32 from there
     directory block: dirents (nid 8, name offset 2, type 1, 0) in byte order of the names ("." and ".." sorted among them), then names
 
 Limits: 2^32 blocks of 512 bytes (2 TiB) in one layer. What this cannot say (sparse bodies, hard links into other layers) raises
@@ -25,6 +25,8 @@ from tare.store.layers.tree import Node, Tree
 
 BLOCK = 512
 _META_BLOCK = 4
+_FIRST_INODE = 64
+"""Bytes of the inode area that stay empty: a nid is the inode number, and C libraries leave out directory entries whose number is 0."""
 _MAGIC = 0xE0F5E1E2
 _DEVICE_TABLE = 8
 """feature_incompat: there are extra devices."""
@@ -112,7 +114,7 @@ class _Builder:
 
     def _number(self) -> int:
         """Give every inode its place, count links and find parents; returns the length of the inode area."""
-        position = 0
+        position = _FIRST_INODE
         stack = [self._tree.root]
         links = self._links
         while stack:
