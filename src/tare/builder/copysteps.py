@@ -66,7 +66,7 @@ async def copy_step(stage: StageBuild, instruction: ins.Copy) -> None:
         if below is not None:
             keys = [key_of("copy-from", *fixed, [str(diff_id) for diff_id in below], sources)]
         note = ""
-        if not keys or stage.build.request.no_cache or stage.build.cache.find(keys) is None:
+        if not keys or stage.uncached() or stage.build.cache.find(keys) is None:
             collected = await stage.build.in_thread(collect)
             known = await stage.build.in_thread(digests)
             keys.append(key_of("copy", *fixed, known))

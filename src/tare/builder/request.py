@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
 from tare.errors import TareError
 from tare.oci.reference import Reference
+from tare.wire.build import Export
 from tare.wire.container import HostConfig
 
 NETWORK_HOST = "network.host"
@@ -45,6 +47,24 @@ class BuildRequest:
     """Entitlements: ``network.host``, ``security.insecure``."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH in seconds: the time of all that is made, and the latest time of any file."""
+    outputs: tuple[Export, ...] = ()
+    """What becomes of the result; none: an image in the store."""
+    annotations: tuple[str, ...] = ()
+    attestations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cache_to: tuple[Export, ...] = ()
+    cache_imports: tuple[Export, ...] = ()
+    """Caches to import; ``cache_from`` names images only."""
+    platforms: tuple[str, ...] = ()
+    """More than one: build for each."""
+    no_cache_filter: frozenset[str] = frozenset()
+    """Stages to build without the cache."""
+    squash: bool = False
+    trace: bool = False
+    """Tell of steps as ``Trace`` instead of ``Text``."""
+    call: str = ""
+    """``check``, ``outline`` or ``targets``: look at the Dockerfile only."""
+    source: str = ""
+    """What the client calls the context."""
 
     @property
     def epoch_ns(self) -> int | None:
@@ -65,7 +85,37 @@ class Built:
     id: str
 
 
-Message = Text | Built | Progress
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Part of a BuildKit status: ``vertexes``, ``statuses``, ``logs`` or ``warnings`` (``tare.builder.trace``)."""
+
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentWanted:
+    """To the client: connect to your SSH agent ``name``, and join it to connection ``number`` of the session."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReady:
+    """To the client: fetch the session's export ``number``."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """To the client: ``kind`` and what there is to know (where a build failed, what checks found, metadata of the result)."""
+
+    kind: str
+    value: Any
+
+
+Message = Text | Built | Progress | Trace | AgentWanted | ExportReady | Note
 Say = Callable[[Message], Awaitable[None]]
 """Takes a message; may wait for a slow client, and the build with it."""
 

@@ -2,7 +2,7 @@
 
     context (a tar) ──► ``context``: one spooled file, a tree in memory
     Dockerfile ──► ``parser`` ──► ``stages``: a graph ──► ``solver``: stages as tasks ──► ``stagebuild``: steps, found or made
-    last state ──► image record and names ──► events
+    last state ──► ``exporting``: image record and names, push, archives ──► events
 
 Nothing of a build is visible before it is complete, but for the cache. Layers are pinned from the moment they exist until the image's
 record names them; cached ones are roots of the collector (``cache``).
@@ -12,28 +12,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from tare.builder import parser, stages
+from tare.builder import exporting, parser, stages
 from tare.builder.cache import Cache, CacheRecord
+from tare.builder.errors import DockerfileError
+from tare.builder.exporting import Exporter
 from tare.builder.ignore import Patterns
-from tare.builder.request import BuildRequest, Built, Say, Text
+from tare.builder.publication import Result
+from tare.builder.request import BuildRequest, Note, Say, Text
 from tare.builder.running import Runner
+from tare.builder.sessions import Session, Sessions
 from tare.builder.solver import Build
 from tare.builder.stages import PREDEFINED
 from tare.builder.trees import FileTree, TarTree
-from tare.errors import InvalidArgument
-from tare.oci.image import ImageConfig
+from tare.errors import InvalidArgument, TareError
+from tare.oci.image import encode
 from tare.store.durability import make_directory, remove_tree
 
 if TYPE_CHECKING:
     from tare.config import EngineConfig
     from tare.containers.service import Containers
     from tare.containers.task import TaskDriver
-    from tare.images.image import Image
     from tare.images.service import Images
     from tare.store.layers.driver import LayerDriver
     from tare.store.metadata import Metadata
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DOCKERFILE_LIMIT = 16 << 20
+_EXCERPT = 2
+"""Lines of a Dockerfile that are shown before and after the one that failed."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Builder:
         self.running = asyncio.Semaphore(parallel)
         """How many commands run at the same time, over all builds."""
         self.scratch = config.data_root / "builder" / "tmp"
+        self.sessions = Sessions(self.scratch)
         self._making: dict[str, tuple[asyncio.Lock, int]] = {}
         make_directory(config.data_root / "builder")
         make_directory(self.scratch)
@@ -96,29 +102,39 @@ class Builder:
 
     # -- building -----------------------------------------------------------------------------------------------------------------------
 
-    async def build(self, request: BuildRequest, context: TarTree, say: Say) -> Image:
-        """Build an image and give it its names. A cancellation ends the build cleanly."""
-        dockerfile = parser.parse(self._dockerfile(request, context), request.dockerfile)
+    async def build(self, request: BuildRequest, context: TarTree, say: Say, session: Session | None = None) -> str:
+        """Build, and give the result to its outputs; returns the image's id. A cancellation ends the build cleanly."""
+        exporting.check(request.outputs, request.tags)
+        text = self._dockerfile(request, context)
         _hide_ignored(context, request.dockerfile)
-        graph = stages.plan(dockerfile, request.build_args, request.target, request.platform)
-        async with self.images.pins() as pins:
-            build = Build(self, request, graph, context, pins)
-            config = await build.run(say)
-            image = await self._record(request, config)
-            await say(Built(image.id))
-            unused = sorted(name for name in request.build_args if name not in build.consumed and name not in PREDEFINED)
-            if unused:
-                await say(Text(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"))
-            await say(Text(f"Successfully built {image.id.removeprefix('sha256:')[:12]}\n"))
-            for tag in request.tags:
-                self.images.tag(image.id, tag.repository.familiar(), tag.tag or "latest")
-                await say(Text(f"Successfully tagged {tag.with_default_tag().familiar()}\n"))
-            return image
+        builds: list[Build] = []
+        try:
+            dockerfile = parser.parse(text, request.dockerfile)
+            async with self.images.pins() as pins:
+                results = []
+                for one in _per_platform(request):
+                    graph = stages.plan(dockerfile, one.build_args, one.target, one.platform)
+                    builds.append(Build(self, one, graph, context, pins))
+                    results.append(await self._result(builds[-1], say))
+                exporter = Exporter(self.images, self.images.content, self.snapshots, request, pins, say, session)
+                await self._warn_unused(request, builds, say)
+                return await exporter.export(results)
+        except TareError as error:
+            await say(Note("failure", _place(error, text, request.dockerfile, builds)))
+            raise
 
-    async def _record(self, request: BuildRequest, config: ImageConfig) -> Image:
+    async def _result(self, build: Build, say: Say) -> Result:
+        """Build for one platform."""
+        config = await build.run(say)
         if not config.diff_ids and not config.history:
             raise InvalidArgument("No image was generated. Is your Dockerfile empty?")
-        return await self.images.create_from_layers(config)
+        return Result(build.request.platform, config, encode(config))
+
+    async def _warn_unused(self, request: BuildRequest, builds: Sequence[Build], say: Say) -> None:
+        consumed = {name for build in builds for name in build.consumed}
+        unused = sorted(name for name in request.build_args if name not in consumed and name not in PREDEFINED)
+        if unused and not request.trace:
+            await say(Text(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"))
 
     def _dockerfile(self, request: BuildRequest, context: FileTree) -> bytes:
         if request.dockerfile_text is not None:
@@ -194,6 +210,24 @@ class Builder:
         layers = [record.diff_id for record in doomed]
         collected = await self.images.collect_layers(layers)
         return [entry.id for entry in gone], freed + collected.bytes
+
+
+def _per_platform(request: BuildRequest) -> list[BuildRequest]:
+    return [replace(request, platform=platform) for platform in request.platforms or (request.platform,)]
+
+
+def _place(error: TareError, text: bytes, name: str, builds: Sequence[Build]) -> dict[str, Any]:
+    """Where in the Dockerfile a build failed: lines from ``First`` on, of which ``Line`` to ``End`` are to blame."""
+    first = next((build.failed_at for build in builds if build.failed_at), None)
+    line, end = (
+        (error.line, error.line + error.source.count("\n")) if isinstance(error, DockerfileError) and error.line else first or (0, 0)
+    )
+    lines = text.decode("utf-8", "replace").splitlines()
+    top, bottom = max(1, line - _EXCERPT), min(len(lines), end + _EXCERPT)
+    place: dict[str, Any] = {"Dockerfile": name, "Line": line, "End": end, "First": top, "Lines": lines[top - 1 : bottom] if line else []}
+    if isinstance(error, DockerfileError) and error.hint:
+        place["Hint"] = error.hint
+    return place
 
 
 def _hide_ignored(context: TarTree, dockerfile: str) -> None:

@@ -58,6 +58,8 @@ class Build:
         self.scratch = builder.scratch
         self.consumed: set[str] = set()
         """Names of build arguments that some ARG declared."""
+        self.failed_at: tuple[int, int] | None = None
+        """First and last line of the instruction that failed first."""
         self.now_ns = time.time_ns() if request.epoch_ns is None else request.epoch_ns
         meta = sum(isinstance(each, _Arg) for each in _before_from(graph))
         self.total_steps = meta + sum(1 + len(stage.instructions) for stage in graph.stages) + len(request.labels)
@@ -71,14 +73,15 @@ class Build:
         """Build the target; its config, whose layers are in the store and pinned."""
         number = 1
         for argument in _before_from(self.graph):
-            await say(Text(f"Step {number}/{self.total_steps} : {argument.text}"))
-            await say(Text("\n"))
+            if not self.request.trace:
+                await say(Text(f"Step {number}/{self.total_steps} : {argument.text}"))
+                await say(Text("\n"))
             number += 1
             self.consumed.update(name for name, _ in argument.pairs)
         voices: list[Voice] = []
         try:
             for stage in self.graph.stages:
-                voice = Voice(say)
+                voice = Voice(say, traced=self.request.trace)
                 voices.append(voice)
                 work = StageBuild(self, stage, voice, number)
                 self._results[stage.index] = asyncio.create_task(self._stage(work), name=f"stage {stage.index}")

@@ -6,9 +6,10 @@ is an image config, layers and history included; nothing is recorded as an image
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +22,7 @@ from tare.builder.copysteps import copy_step
 from tare.builder.errors import DockerfileError
 from tare.builder.parser import parse_trigger
 from tare.builder.runsteps import run_step
-from tare.builder.stages import PREDEFINED, Stage
+from tare.builder.stages import PREDEFINED, SCRATCH, Stage
 from tare.builder.trees import DirectoryTree
 from tare.containers.spec import DEFAULT_PATH
 from tare.errors import InvalidArgument
@@ -31,6 +32,7 @@ from tare.oci.image import ContainerConfig, ImageConfig
 if TYPE_CHECKING:
     from tare.builder.narration import Voice
     from tare.builder.solver import Build
+    from tare.builder.trace import Vertex
     from tare.store.layers.driver import Layer
 
 Made = tuple["Layer | None", str]
@@ -50,6 +52,8 @@ class StageBuild:
         """Declared build arguments with their values."""
         self.fake_id = ""
         self._own_command = False
+        self._shown = 0
+        """Steps of this stage that a traced build has told of."""
 
     # -- what steps ask -----------------------------------------------------------------------------------------------------------------
 
@@ -96,21 +100,57 @@ class StageBuild:
 
     async def run(self) -> ImageConfig:
         """Build it."""
-        await self._announce(self.stage.from_.text)
-        self.state = await self.build.base(self.stage, self.voice)
+        async with self._told(self.stage.from_):
+            self.state = await self.build.base(self.stage, self.voice)
         if not any(entry.startswith("PATH=") for entry in self.container.env or ()):
             self._configured(configure.set_env(self.container.env, "PATH", DEFAULT_PATH))
         await self.voice.text(f" ---> {self._short()}\n" if self.stage.base != "scratch" else " ---> \n")
         await self._triggers()
         for instruction in self.stage.instructions:
-            await self._announce(instruction.text)
-            await self._step(instruction)
+            async with self._told(instruction):
+                await self._step(instruction)
         if self.stage.index == self.build.graph.target.index and self.build.request.labels:
             await self._labels()
         return self.state
 
     def _configured(self, env: list[str]) -> None:
         self.state = msgspec.structs.replace(self.state, config=msgspec.structs.replace(self.container, env=env))
+
+    @asynccontextmanager
+    async def _told(self, instruction: ins.Instruction) -> AsyncIterator[None]:
+        """One instruction is done in this block: tell of it, and of its failure."""
+        await self._announce(instruction.text)
+        vertex: Vertex | None = None
+        if self.voice.traced and self._is_shown(instruction):
+            self._shown += 1
+            vertex = self.voice.begin_step(f"{id(self.build)} {self.stage.index} {self._shown}", self._vertex_name(instruction))
+            await vertex.begin()
+        try:
+            yield
+        except BaseException as error:
+            if vertex is not None:
+                await vertex.end(str(error) or "context canceled")
+            if not isinstance(error, asyncio.CancelledError):
+                self.build.failed_at = self.build.failed_at or (instruction.line, instruction.end)
+            raise
+        if vertex is not None:
+            await vertex.end()
+        self.voice.vertex = None
+
+    def _is_shown(self, instruction: ins.Instruction) -> bool:
+        """Whether BuildKit would tell of it: what makes no layer is no step there."""
+        if isinstance(instruction, ins.From):
+            return self.stage.base_stage is None and self.stage.base != SCRATCH
+        return isinstance(instruction, ins.Run | ins.Copy | ins.Workdir)
+
+    def _vertex_name(self, instruction: ins.Instruction) -> str:
+        stage, graph = self.stage, self.build.graph
+        total = sum(self._is_shown(each) for each in (stage.from_, *stage.instructions))
+        label = stage.name or (f"stage-{stage.index}" if len(graph.stages) > 1 else "")
+        platform = self.build.request.platform if len(self.build.request.platforms) > 1 else ""
+        words = [word for word in (platform, label, f"{self._shown}/{total}") if word]
+        text = f"FROM {stage.base}" if isinstance(instruction, ins.From) else instruction.text
+        return f"[{' '.join(words)}] {text}"
 
     async def _announce(self, text: str) -> None:
         await self.voice.text(f"Step {self._number}/{self.build.total_steps} : {text}")
@@ -221,6 +261,9 @@ class StageBuild:
 
     async def output(self, data: bytes, error: bool) -> None:
         """What a command writes; its standard error in red, as Docker's builder shows it."""
+        if self.voice.vertex is not None:
+            await self.voice.vertex.log(data, 2 if error else 1)
+            return
         text = data.decode("utf-8", "replace")
         await self.voice.text(f"\x1b[91m{text}\x1b[0m" if error else text)
 
@@ -241,10 +284,12 @@ class StageBuild:
         """A step whose result is a layer, found by one of ``keys`` or made; ``created_by`` turns its note into the history line."""
         build = self.build
         async with build.exclusively(keys[-1]):
-            record = None if build.request.no_cache else self._cached(keys)
+            record = None if self.uncached() else self._cached(keys)
             if record is not None:
                 layer = self._layer(record)
                 build.cache.used(keys, record)
+                if self.voice.vertex is not None:
+                    self.voice.vertex.cached = True
                 await self.voice.text(" ---> Using cache\n")
             else:
                 layer, note = await make()
@@ -261,6 +306,11 @@ class StageBuild:
         step = Step(record.created, created_by(record.note), self.state.author or "")
         self.state = child_config(self.state, layer, config if config is not None else self.container, step)
         await self.voice.text(f" ---> {self._short()}\n")
+
+    def uncached(self) -> bool:
+        """Whether the cache is not to be asked for this stage."""
+        request = self.build.request
+        return request.no_cache or bool({self.stage.name, str(self.stage.index)} & request.no_cache_filter)
 
     def _cached(self, keys: Sequence[str]) -> CacheRecord | None:
         """A record whose layer is there, and stays there."""

@@ -93,6 +93,10 @@ class Push:
         if not await self._uploader.has_blob(digest):
             await self._uploader.upload(digest, self._content.size(digest), lambda start, end: self._read(digest, None, start, end))
 
+    async def part(self, raw: bytes, media_type: str) -> None:
+        """Make a manifest available that an index will name."""
+        await self._uploader.put_manifest(str(Digest.of(raw)), raw, media_type)
+
     async def manifest(self, tag: str, raw: bytes, media_type: str) -> Digest:
         """Publish the image under ``tag``."""
         digest = Digest.of(raw)

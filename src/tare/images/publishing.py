@@ -195,7 +195,7 @@ class Publisher:
             await asyncio.to_thread(self._content.put, raw)
         assert target.tag is not None
         digest = await push.manifest(target.tag, raw, kind)
-        self._record(image_id, target, digest, layers, becomes_own=own is None or compression is None)
+        self.remember(image_id, target, digest, layers, becomes_own=own is None or compression is None)
 
     def _packed_before(self, record: ImageRecord, compression: Compression) -> Manifest | None:
         """A manifest that an earlier push with this compression wrote, if its blobs are still here."""
@@ -233,6 +233,25 @@ class Publisher:
         found = _retyped(found, choice.kind)
         return LayerToPush(diff_id, found, blobs.sources(found.digest, choice.target), packed)
 
+    def blobs(self) -> Blobs:
+        """Which blobs stand for which layers now."""
+        return Blobs(self._content, self._metadata, self._names)
+
+    async def packed(
+        self, diff_id: Digest, blobs: Blobs, compression: Compression, pins: Pins, *, oci: bool, force: bool = False
+    ) -> Descriptor:
+        """A blob of this layer, in the content store and pinned. With ``force`` none of another compression will do."""
+        kind = media_types.OCI_MANIFEST if oci else media_types.DOCKER_MANIFEST
+        known = blobs.by_layer.get(diff_id)
+        if known is not None:
+            pins.hold(known.digest)
+            if (not force or _packed_as(known, compression)) and self._content.has(known.digest):
+                return _retyped(known, kind)
+        source = known.digest if known is not None and self._content.has(known.digest) else None
+        made = await self._packing.run((diff_id, compression), lambda _: self._pack(diff_id, pins, compression, source), lambda _: None)
+        pins.hold(made.digest)
+        return _retyped(made, kind)
+
     async def _pack(self, diff_id: Digest, pins: Pins, compression: Compression, source: Digest | None) -> Descriptor:
         stop = threading.Event()
         work = asyncio.create_task(asyncio.to_thread(pack, self._layers, self._content, diff_id, stop.is_set, compression, source))
@@ -251,7 +270,7 @@ class Publisher:
             raise
         return Descriptor(_LAYER_TYPES[compression.name], made.digest, made.size)
 
-    def _record(self, image_id: str, target: Reference, digest: Digest, layers: Sequence[Descriptor], *, becomes_own: bool) -> None:
+    def remember(self, image_id: str, target: Reference, digest: Digest, layers: Sequence[Descriptor], *, becomes_own: bool) -> None:
         """Remember manifest and blobs, and what the registry calls the image now."""
         record = self._need(image_id)
         kept = [str(layer.digest) for layer in layers if self._content.has(layer.digest)]

@@ -61,7 +61,7 @@ class Images:
     def __init__(self, config: EngineConfig, content: ContentStore, layers: LayerDriver, metadata: Metadata, events: EventBus) -> None:
         check_insecure(config.insecure_registries)
         policy = RegistryPolicy(config.registry_mirrors, config.insecure_registries, read_rules(config.registry_config))
-        self._content = content
+        self._content = self.content = content
         self._layers = layers
         self._metadata = metadata
         self._records = metadata.images

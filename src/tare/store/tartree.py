@@ -69,6 +69,13 @@ def tar_tree(root: int, *, marks: bool = False) -> Generator[bytes, None, None]:
     yield from batched(_Walk(marks=marks).content(root))
 
 
+def tar_below(root: int, prefix: bytes) -> Iterator[bytes]:
+    """The tree below the open directory ``root`` as entries whose names begin with ``prefix``, without an end mark."""
+    if prefix:
+        yield writer.header(Entry(prefix, Kind.DIRECTORY, 0o755))
+    yield from _Walk().content(root, prefix)
+
+
 def tar_changes(root: int, kept: Collection[bytes], gone: Iterable[bytes]) -> Iterator[bytes]:
     """Of the tree below the open directory ``root`` only the paths in ``kept`` (with every directory above them), and whiteouts for those
     in ``gone``: the layer that a change of a complete tree makes."""
@@ -109,9 +116,9 @@ class _Walk:
         self._only = only
         self._links: dict[tuple[int, int], bytes] = {}
 
-    def content(self, root: int) -> Iterator[bytes]:
+    def content(self, root: int, prefix: bytes = b"") -> Iterator[bytes]:
         """Everything in a directory."""
-        yield from self._descend(os.dup(root), b"")
+        yield from self._descend(os.dup(root), prefix)
 
     def named(self, directory: int, name: bytes, shown: bytes) -> Iterator[bytes]:
         """One object and, for a directory, everything in it."""

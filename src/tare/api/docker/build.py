@@ -1,7 +1,7 @@
 """``/build``: images from Dockerfiles, as the classic builder of dockerd offers it, and the build cache.
 
-What the classic endpoint cannot say (secrets, agents, named contexts, entitlements) comes in a header of our own, ``X-Tare-Build``: base64
-of a JSON object. It is only sent by our own command line, to a daemon that has answered as Tare.
+What the classic endpoint cannot say (secrets, agents, named contexts, outputs) our own command line says in a session, before it
+(``tare.builder.sessions``, decision 78).
 """
 
 from __future__ import annotations
@@ -11,43 +11,38 @@ import base64
 import binascii
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tare.api.docker.attach import RAW, upgrade_head
 from tare.api.docker.filters import parse_until
-from tare.api.docker.params import boolean, integer, json_response, read_filters
+from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters
 from tare.api.docker.streams import JsonStream
 from tare.builder.context import empty, receive
 from tare.builder.remotes import open_context
-from tare.builder.request import BuildRequest, Built, Message, RunFailed, Text
+from tare.builder.request import AgentWanted, BuildRequest, Built, ExportReady, Message, Note, RunFailed, Text, Trace
 from tare.builder.service import CacheEntry
 from tare.builder.trees import TarTree
 from tare.distribution.auth import Credentials
-from tare.errors import InvalidArgument, Unsupported
-from tare.http.message import Request, Response
+from tare.distribution.progress import Progress
+from tare.errors import InvalidArgument, NotFound, Unsupported
+from tare.http.message import Request, Response, StreamResponse
 from tare.oci.platform import Platform
 from tare.oci.reference import Reference
+from tare.wire.build import BuildOptions
 from tare.wire.container import HostConfig, Ulimit
 
 if TYPE_CHECKING:
+    from tare.builder.sessions import Session
     from tare.engine import Engine
 
 
 _KEPT = 4096
 """Messages of a quiet build that are kept for the case that it fails."""
-
-
-class BuildExtras(msgspec.Struct, forbid_unknown_fields=True):
-    """The header ``X-Tare-Build``."""
-
-    secrets: dict[str, bytes] = {}
-    agents: dict[str, str] = {}
-    contexts: dict[str, str] = {}
-    allow: list[str] = []
-    epoch: int | None = None
 
 
 class RegistryAuth(msgspec.Struct):
@@ -70,20 +65,64 @@ class BuildHandlers:
 
     async def build(self, request: Request) -> None:
         """Build an image; its log is the answer. A client that goes away ends the build."""
-        options = build_request(request)
-        quiet = boolean(request, "q")
-        context, options = await self._context(request, options)
-        feed = _Feed(request, quiet=quiet)
+        name = request.query.get("session", "")
+        session = self._builder.sessions.take(name) if name else None
         try:
-            async with request.until_disconnected():
-                try:
-                    image = await self._builder.build(options, context, feed.say)
-                    if quiet:
-                        await feed.send({"stream": f"{image.id}\n"})
-                except Exception as error:
-                    await feed.fail(error)
+            options = build_request(request, session)
+            quiet = boolean(request, "q")
+            context, options = await self._context(request, options)
+            feed = _Feed(request, quiet=quiet, own=session is not None)
+            try:
+                async with request.until_disconnected():
+                    try:
+                        if session is not None:
+                            await session.begin(feed.say)
+                            options = replace(options, agents=session.agents)
+                        image = await self._builder.build(options, context, feed.say, session)
+                        if quiet:
+                            await feed.send({"stream": f"{image}\n"})
+                    except Exception as error:
+                        await feed.fail(error)
+            finally:
+                context.close()
         finally:
-            context.close()
+            if session is not None:
+                await self._builder.sessions.end(session)
+
+    async def open_session(self, request: Request) -> Response:
+        session = self._builder.sessions.open(await json_body(request, BuildOptions))
+        return json_response({"Id": session.id}, 201)
+
+    async def upload(self, request: Request) -> Response:
+        """A named context, or a cache to import."""
+        session = self._builder.sessions.get(request.params["id"])
+        if session.begun:
+            raise InvalidArgument(f"build {session.id} has begun already")
+        session.busy += 1
+        try:
+            tree = await receive(request.chunks(), self._builder.scratch)
+        finally:
+            session.busy -= 1
+        session.files[request.params["name"]] = tree
+        return Response(204)
+
+    async def agent(self, request: Request) -> None:
+        """The client's connection to its SSH agent, for one that waits in the build."""
+        session, number = self._builder.sessions.get(request.params["id"]), int(request.params["number"])
+        if not session.has_agent_connection(number):
+            raise NotFound(f"build {session.id} has no connection {number}")
+        await request.read()
+        hijacked = await request.hijack(upgrade_head(request, RAW))
+        await session.serve_agent(number, hijacked.sock, hijacked.rest)
+
+    async def export(self, request: Request) -> None:
+        """What the client is to fetch of a build's result."""
+        session = self._builder.sessions.get(request.params["id"])
+        async with aclosing(session.fetch(int(request.params["number"]))) as chunks:
+            stream: StreamResponse | None = None
+            async for chunk in chunks:
+                stream = stream or await request.stream(200, "application/x-tar")
+                await stream.write(chunk)
 
     async def _context(self, request: Request, options: BuildRequest) -> tuple[TarTree, BuildRequest]:
         remote = request.query.get("remote", "")
@@ -118,14 +157,18 @@ class _Feed:
     A quiet build says only its image's id; when it fails, the (last) output is told after all.
     """
 
-    def __init__(self, request: Request, *, quiet: bool) -> None:
+    def __init__(self, request: Request, *, quiet: bool, own: bool) -> None:
         self._request = request
+        self._own = own
         self._quiet = quiet
         self._kept: deque[Message] = deque(maxlen=_KEPT)
         self.stream: JsonStream | None = None
 
     async def say(self, message: Message) -> None:
-        if self._quiet:
+        if isinstance(message, AgentWanted | ExportReady | Note | Trace):
+            if self._own:
+                await self.send(_own_document(message))
+        elif self._quiet:
             self._kept.append(message)
         else:
             await self._tell(message)
@@ -135,7 +178,7 @@ class _Feed:
             await self.send({"stream": message.text})
         elif isinstance(message, Built):
             await self.send({"aux": {"ID": message.id}})
-        else:
+        elif isinstance(message, Progress):
             await self.send(message.document())
 
     async def send(self, document: dict[str, Any]) -> None:
@@ -155,36 +198,66 @@ class _Feed:
             await self.stream.fail(error, self._request.id)
 
 
-def build_request(request: Request) -> BuildRequest:
-    """The options of a build in the words of ``POST /build``."""
+def _own_document(message: AgentWanted | ExportReady | Note | Trace) -> dict[str, Any]:
+    """What only our own command understands."""
+    if isinstance(message, Trace):
+        return {"trace": message.document}
+    if isinstance(message, AgentWanted):
+        return {"tare": {"agent": message.name, "connection": message.number}}
+    if isinstance(message, ExportReady):
+        return {"tare": {"export": message.number}}
+    return {"tare": {message.kind: message.value}}
+
+
+def build_request(request: Request, session: Session | None = None) -> BuildRequest:
+    """The options of a build in the words of ``POST /build``, and those of its session."""
     query = request.query
     if query.get("version", "") == "2":
         raise Unsupported("BuildKit sessions are not offered by this engine: set DOCKER_BUILDKIT=0, or use 'tare build'")
     if query.get("outputs"):
         raise Unsupported("outputs other than an image are not offered by POST /build: use 'tare build --output'")
-    if boolean(request, "squash"):
-        raise InvalidArgument("squash is only supported with experimental mode")
-    extras = _extras(request)
-    platform = query.get("platform", "")
+    options = session.options if session is not None else BuildOptions()
+    platforms = [str(Platform.parse(name)) for name in (*options.platforms, *query.get("platform", "").split(",")) if name]
+    arguments = {name: value for name, value in _json(request, "buildargs", dict[str, str | None]).items() if value is not None}
     return BuildRequest(
         tags=tuple(_tag(name) for name in query.all("t") if name),
         dockerfile=query.get("dockerfile", "") or "Dockerfile",
-        build_args={name: value for name, value in _json(request, "buildargs", dict[str, str | None]).items() if value is not None},
+        build_args=arguments,
         labels=_json(request, "labels", dict[str, str]),
         target=query.get("target", ""),
-        platform=str(Platform.parse(platform)) if platform else "",
+        platform=platforms[0] if len(platforms) == 1 else "",
+        platforms=tuple(dict.fromkeys(platforms)) if len(platforms) > 1 else (),
         no_cache=boolean(request, "nocache"),
         pull=boolean(request, "pull"),
         cache_from=tuple(_json(request, "cachefrom", list[str], [])),
         host=_host(request),
         remove=boolean(request, "rm", True),
         credentials=_credentials(request),
-        secrets=extras.secrets,
-        agents=extras.agents,
-        contexts=extras.contexts,
-        allow=frozenset(extras.allow),
-        epoch=extras.epoch,
+        secrets=options.secrets,
+        contexts=options.contexts,
+        allow=frozenset(options.allow),
+        epoch=_epoch(arguments) if options.epoch is None else options.epoch,
+        outputs=tuple(options.outputs),
+        annotations=tuple(options.annotations),
+        attestations=options.attestations,
+        cache_imports=tuple(options.cache_from),
+        cache_to=tuple(options.cache_to),
+        no_cache_filter=frozenset(options.no_cache_filter),
+        squash=options.squash or boolean(request, "squash"),
+        trace=options.trace,
+        call=options.call,
+        source=options.source or query.get("remote", ""),
     )
+
+
+def _epoch(arguments: Mapping[str, str]) -> int | None:
+    """The build argument SOURCE_DATE_EPOCH, as BuildKit understands it."""
+    text = arguments.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > 1 << 40:
+        raise InvalidArgument(f"invalid SOURCE_DATE_EPOCH: {text}")
+    return int(text)
 
 
 def _host(request: Request) -> HostConfig:
@@ -227,16 +300,6 @@ def _json(request: Request, name: str, kind: Any, default: Any = None) -> Any:
 
 
 _NAMES = {"buildargs": "build args", "cachefrom": "cache from"}
-
-
-def _extras(request: Request) -> BuildExtras:
-    header = request.headers.get("x-tare-build", "")
-    if not header:
-        return BuildExtras()
-    try:
-        return msgspec.json.decode(base64.b64decode(header), type=BuildExtras)
-    except (msgspec.MsgspecError, binascii.Error) as error:
-        raise InvalidArgument(f"malformed header X-Tare-Build: {error}") from None
 
 
 def _credentials(request: Request) -> Callable[[Reference], Credentials | None]:

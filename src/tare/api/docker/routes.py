@@ -70,6 +70,10 @@ def add_builder(routes: Routes, builder: BuildHandlers) -> None:
     routes.add("POST", "/build", plain(builder.build))
     routes.add("POST", "/build/prune", plain(builder.prune))
     routes.add("POST", "/build/cancel", plain(builder.cancel))
+    routes.add("POST", "/tare/builds", plain(builder.open_session))
+    routes.add("PUT", "/tare/builds/{id}/files/{name}", plain(builder.upload))
+    routes.add("POST", "/tare/builds/{id}/agents/{number}", plain(builder.agent))
+    routes.add("GET", "/tare/builds/{id}/exports/{number}", plain(builder.export))
 
 
 def add_absent(routes: Routes) -> None:
