@@ -273,7 +273,7 @@ class Lifecycle:
     # -- stop, kill, pause -----------------------------------------------------------------------------------------------------------
 
     async def kill(self, container: Container, signal_name: str = "", reference: str = "") -> None:
-        """Send a signal (default KILL) to the container's first process."""
+        """Send a signal (default KILL) to the container's first process. After KILL the container has ended when this returns."""
         number = parse_signal(signal_name) if signal_name else int(signal.SIGKILL)
         if container.record.state.status == RESTARTING:
             if number == signal.SIGKILL or number == self._stop_signal(container):
@@ -283,10 +283,19 @@ class Lifecycle:
             raise Conflict(f"cannot kill container: {reference or container.id}: container {container.id} is not running")
         if number == signal.SIGKILL or number == self._stop_signal(container):
             self._stopped_by_user(container)
-        await self._signal(container, number)
-        self.publish(container, "kill", {"signal": str(number)})
-        if number == signal.SIGKILL and container.record.state.status == PAUSED:
-            await self._thaw(container)
+        gone = container.next_exit()
+        try:
+            await self._signal(container, number)
+            self.publish(container, "kill", {"signal": str(number)})
+            if number != signal.SIGKILL:
+                return
+            if container.record.state.status == PAUSED:
+                await self._thaw(container)
+            if not await _within(gone, KILL_TIMEOUT):
+                shown = reference or container.id
+                raise Conflict(f"cannot kill container: {shown}: tried to kill container, but did not receive an exit event")
+        finally:
+            gone.cancel()
 
     def _stopped_by_user(self, container: Container) -> None:
         """Put on record, before the signal is sent, that the exit is wanted: no restart policy of any later daemon may undo it."""

@@ -40,16 +40,16 @@ class ExecHandlers:
             await self._execs.start(session, None, console_size)
             return Response(status=200)
         asked = session.request
-        tty = asked.tty
+        tty = body.tty  # as dockerd: how the answer is framed is the starter's wish, whatever terminal the command has
         hijacked = await request.hijack(upgrade_head(request, stream_type(request, tty, version)))
         attachment = Attachment(
             sock=hijacked.sock,
             stdin=asked.attach_stdin,
-            stdout=asked.attach_stdout or tty,
-            stderr=asked.attach_stderr and not tty,
+            stdout=asked.attach_stdout or asked.tty,
+            stderr=asked.attach_stderr and not asked.tty,
             multiplexed=not tty,
             prefix=hijacked.rest,
-            detach_keys=(parse_detach_keys(asked.detach_keys) if asked.detach_keys else b"\x10\x11") if tty else b"",
+            detach_keys=(parse_detach_keys(asked.detach_keys) if asked.detach_keys else b"\x10\x11") if asked.tty else b"",
         )
         failure = attachment.sock.dup()
         try:
