@@ -77,14 +77,19 @@ class Committer:
 
     @asynccontextmanager
     async def _still(self, container: Container, pause: bool) -> AsyncIterator[None]:
-        if not pause or container.record.state.status != RUNNING:
-            yield
-            return
-        await self._lifecycle.pause(container)
+        paused = pause and container.record.state.status == RUNNING and await self._pause(container)
         try:
             yield
         finally:
-            await asyncio.shield(self._resume(container))
+            if paused:
+                await asyncio.shield(self._resume(container))
+
+    async def _pause(self, container: Container) -> bool:
+        try:
+            await self._lifecycle.pause(container)
+        except Conflict:  # it has just ended, or somebody else paused it: still all the same
+            return False
+        return True
 
     async def _resume(self, container: Container) -> None:
         try:

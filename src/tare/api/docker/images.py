@@ -11,10 +11,11 @@ from tare.api.docker.params import boolean, integer, json_response, read_filters
 from tare.api.docker.platforms import platform_parameter, read_platform
 from tare.api.docker.progress import ProgressFeed, follow
 from tare.api.docker.registries import RegistryHandlers
+from tare.api.docker.streams import JsonStream
 from tare.api.docker.versions import ApiVersion
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
-from tare.errors import InvalidArgument
+from tare.errors import InvalidArgument, TareError
 from tare.http.message import Request, Response
 from tare.images.retention import OWN
 from tare.images.usage import images_usage
@@ -154,11 +155,15 @@ class ImageHandlers:
 
     async def load(self, request: Request) -> None:
         platform = platform_parameter(request)
-        archive = await self._images.loader.receive(request.chunks())
+        try:
+            archive = await self._images.loader.receive(request.chunks())
+        except TareError as error:  # dockerd has begun its answer by now
+            await (await JsonStream.open(request, end=b"\r\n")).fail(error, request.id)
+            return
         try:
             feed = ProgressFeed()
             work = self._images.loader.load(archive, platform, boolean(request, "quiet"), feed.report)
-            await follow(request, asyncio.create_task(work), feed)
+            await follow(request, asyncio.create_task(work), feed, statuses=False)
         finally:
             archive.close()
 

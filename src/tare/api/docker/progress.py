@@ -47,15 +47,17 @@ class ProgressFeed:
         await self._wake.wait()
 
 
-async def follow(request: Request, work: asyncio.Task[Any], feed: ProgressFeed) -> None:
+async def follow(request: Request, work: asyncio.Task[Any], feed: ProgressFeed, *, statuses: bool = True) -> None:
     """Stream what ``work`` reports. A failure before the first report is an HTTP status, after it the last line of the stream.
+
+    Without ``statuses`` it is always a line of the stream.
 
     A client that goes away ends its own interest; the service decides whether the transfer goes on for others.
     """
     try:
         async with request.until_disconnected():
             await first_news(work, feed)
-            if work.done() and work.exception() is not None and not feed.substantial:
+            if statuses and work.done() and work.exception() is not None and not feed.substantial:
                 await work
             stream = await JsonStream.open(request, end=b"\r\n")
             while not work.done():
