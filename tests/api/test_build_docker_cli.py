@@ -107,7 +107,7 @@ def test_our_own_command(engine: Daemon, tmp_path: Path) -> None:
     (context / ".dockerignore").write_text("secret\nsub\n!sub/inner\n")
     identifier = tmp_path / "id"
     done = engine.tare("build", "-t", "own:1", "-t", "own:2", "--build-arg", "A=b", "--iidfile", str(identifier), str(context))
-    assert done.stdout.endswith("Successfully tagged own:2\n")
+    assert "naming to docker.io/library/own:2 done" in done.stderr
     assert engine.docker("inspect", "-f", "{{.Id}}", "own:1").stdout.strip() == identifier.read_text()
     listed = engine.docker("run", "--rm", "own:2", "sh", "-c", "cat /a; cd /all; find . -type f | sort").stdout
     assert listed.split() == ["b", "./.dockerignore", "./Dockerfile", "./kept", "./sub/inner"]

@@ -5,6 +5,7 @@
     docker     with ``dest`` an archive for ``docker load``, else as ``image``
     oci        an OCI image layout as a tar
     local, tar the file tree
+    cacheonly  nothing but the cache
 
 Several platforms make an index where the output can hold one. The store cannot: there each platform is an image, the one for this machine
 has the names, the others have them with their platform behind the tag.
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from tare.store.snapshots import Snapshots
 
 _CHUNK = 1 << 20
-_TYPES = ("image", "registry", "docker", "oci", "local", "tar")
+_TYPES = ("image", "registry", "docker", "oci", "local", "tar", "cacheonly")
 _COMMON = {"name", "push", "compression", "compression-level", "force-compression", "oci-mediatypes", "unpack", "rewrite-timestamp"}
 _KNOWN = {
     "image": _COMMON | {"push-by-digest", "store"},
@@ -55,6 +56,7 @@ _KNOWN = {
     "oci": _COMMON | {"dest", "tar"},
     "local": {"dest", "platform-split"},
     "tar": {"dest", "platform-split"},
+    "cacheonly": set(),
 }
 
 
@@ -89,6 +91,8 @@ class Exporter:
         metadata: dict[str, Any] = {"containerimage.config.digest": str(main.id)}
         for output in self.request.outputs or (Export("image"),):
             names = self._names(output)
+            if output.type == "cacheonly":
+                continue
             if output.type in ("local", "tar"):
                 async with self._step(f"exporting to {'client directory' if output.type == 'local' else 'client tarball'}") as vertex:
                     split = is_true(output.attributes.get("platform-split", "")) or len(results) > 1

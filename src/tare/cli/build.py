@@ -1,76 +1,370 @@
-"""``build``: the context goes to the daemon as a tar that is made while it is sent; what the daemon says is shown as it comes."""
+"""``build``: the context goes to the daemon as a tar that is made while it is sent; what the daemon says is shown as it comes.
+
+What ``POST /build`` has no words for (secrets, agents, outputs, caches) is said in a session before it; see ``tare.builder.sessions``.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from tare.cli.failures import CliError
+from tare.cli import buildvalues
+from tare.cli.failures import CliError, DaemonError
 from tare.cli.flags import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from tare.cli.buildsession import Agents
+    from tare.cli.buildshow import Quiet
+    from tare.cli.connection import Client, Response
     from tare.cli.context import Context
     from tare.cli.flags import Options
 
 _REMOTE = ("http://", "https://", "git://", "git@", "github.com/")
 _PIECE = 1 << 18
+_CALLS = ("build", "check", "lint", "outline", "targets")
+
+
+class _Plan:
+    """One call of ``build``: what the session is told, what goes up before the build, and what comes down after it."""
+
+    def __init__(self, options: Options) -> None:
+        self.outputs = buildvalues.outputs(options.items("output"), push=options.on("push"), load=options.on("load"))
+        self.fetched = [output for output in self.outputs if output.fetched]
+        self.agents = [buildvalues.agent(text) for text in options.items("ssh")]
+        self.uploads: dict[str, str] = {}
+        """Directories by the name under which they are uploaded."""
+        self.cache_targets: list[str] = []
+        """Directories that exported caches are put into, in order."""
+        self.metadata: dict[str, Any] = {}
+        self.document: dict[str, Any] = {
+            "Secrets": {id: _base64(data) for id, data in map(buildvalues.secret, options.items("secret"))},
+            "Agents": [id for id, _ in self.agents],
+            "Contexts": self._contexts(options.items("build-context")),
+            "Allow": [name for text in options.items("allow") for name in text.split(",")],
+            "Outputs": [output.document() for output in self.outputs],
+            "CacheFrom": self._cache_from(options.items("cache-from")),
+            "CacheTo": self._cache_to(options.items("cache-to")),
+            "Annotations": options.items("annotation"),
+            "Attestations": buildvalues.attestations(options.items("attest"), options.text("sbom"), options.text("provenance")),
+            "NoCacheFilter": [name for text in options.items("no-cache-filter") for name in text.split(",")],
+            "Squash": options.on("squash"),
+            "Call": _call(options),
+            "Trace": True,
+            "Source": options.operands[0],
+            **({"Dockerfile": _base64(text)} if (text := _elsewhere(options)) is not None else {}),
+        }
+
+    def _contexts(self, texts: list[str]) -> dict[str, str]:
+        found = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise CliError(f"invalid context value: {text}, expected key=value", 125)
+            if "://" in value or value.startswith(_REMOTE):
+                found[name] = value
+            elif os.path.isdir(value):
+                found[name] = ""
+                self.uploads[f"context-{name}"] = value
+            else:
+                raise CliError(f"failed to get build context {name}: stat {value}: no such file or directory")
+        return found
+
+    def _cache_from(self, texts: list[str]) -> list[dict[str, Any]]:
+        found = []
+        for number, (type, attributes) in enumerate(buildvalues.caches(texts, "cache-from")):
+            if type == "local":
+                source = attributes.pop("src")
+                if not os.path.isfile(os.path.join(source, "index.json")):
+                    continue  # as buildx: a cache that is not there yet is no cache
+                self.uploads[f"cache-{number}"] = source
+                attributes["file"] = f"cache-{number}"
+            found.append({"Type": type, "Attributes": attributes})
+        return found
+
+    def _cache_to(self, texts: list[str]) -> list[dict[str, Any]]:
+        found = []
+        for type, attributes in buildvalues.caches(texts, "cache-to"):
+            if type == "local":
+                self.cache_targets.append(attributes.pop("dest"))
+            found.append({"Type": type, "Attributes": attributes})
+        return found
 
 
 def _build(context: Context, options: Options) -> int:
+    from tare.cli import buildshow
+    from tare.cli.buildsession import Agents
+
+    progress = options.text("progress") if "progress" in options.given else os.environ.get("BUILDKIT_PROGRESS", "") or "auto"
+    if progress not in ("auto", "plain", "tty", "quiet", "none", "rawjson"):
+        raise CliError(f"invalid progress mode {progress}", 125)
+    plan, quiet = _Plan(options), options.on("quiet")
+    pieces, query = _context(options), _query(options)
+    with Agents(plan.agents) as agents:
+        session = _open(context.client, plan)
+        display = buildshow.chosen(progress, quiet=quiet or bool(plan.document["Call"]))
+        for name, directory in plan.uploads.items():
+            context.client.upload(f"/tare/builds/{session}/files/{name}", {}, _whole(directory, name), "PUT").read()
+        response = context.client.upload("/build", {**query, "session": session or None}, pieces, headers=_credentials())
+        try:
+            image = _follow(context.client, response, _Follower(plan, display, agents, session))
+        finally:
+            response.close()
+    return _finish(options, plan, image)
+
+
+def _finish(options: Options, plan: _Plan, image: str) -> int:
+    """What is left when the daemon is done: files with the result, and its id where nothing else is shown."""
+    if plan.document["Call"]:
+        return _called(options, plan)
+    if options.text("iidfile"):
+        with open(options.text("iidfile"), "w", encoding="utf-8") as file:
+            file.write(image)
+    if options.text("metadata-file"):
+        from tare.cli.documents import pretty
+
+        with open(options.text("metadata-file"), "w", encoding="utf-8") as file:
+            file.write(pretty(plan.metadata, "  ") + "\n")
+    if options.on("quiet") and image:
+        sys.stdout.write(f"{image}\n")
+    return 0
+
+
+def _called(options: Options, plan: _Plan) -> int:
+    """``--check`` and its like: show what was found."""
+    from tare.cli.buildcalls import show
+
+    return show(plan.metadata.get("call") or {}, plan.document["Call"], as_json=options.text("call").endswith("format=json"))
+
+
+def _open(client: Client, plan: _Plan) -> str:
+    """The session, or none with a daemon that has only the classic builder."""
+    try:
+        return str(client.call("POST", "/tare/builds", None, plan.document)["Id"])
+    except DaemonError as error:
+        if error.status != 404:
+            raise
+    special = [name for name, value in plan.document.items() if value and name not in ("Trace", "Source")]
+    if special:
+        raise CliError(f"the daemon at {client.host} is not Tare: it builds without {', '.join(special).lower()}")
+    return ""
+
+
+class _Follower:
+    """What a build's messages do on this side."""
+
+    def __init__(self, plan: _Plan, display: Quiet, agents: Agents, session: str) -> None:
+        self.plan = plan
+        self.display = display
+        self.agents = agents
+        self.session = session
+        self.image = ""
+        self.place: dict[str, Any] | None = None
+        self.fetched = 0
+
+    def take(self, client: Client, document: dict[str, Any]) -> None:
+        """One message. Raises CliError with the build's error."""
+        if "trace" in document:
+            self.display.show(document["trace"])
+        elif "tare" in document:
+            self._own(client, document["tare"])
+        elif document.get("errorDetail") or document.get("error"):
+            raise CliError(str((document.get("errorDetail") or {}).get("message") or document["error"]))
+        elif document.get("aux"):
+            self.image = str(document["aux"].get("ID") or self.image)
+        elif "stream" in document and not self.session:
+            sys.stdout.write(str(document["stream"]))
+            sys.stdout.flush()
+
+    def _own(self, client: Client, document: dict[str, Any]) -> None:
+        from tare.cli.buildsession import fetch, unpack_into
+
+        if "agent" in document:
+            self.agents.join(client, self.session, str(document["agent"]), int(document["connection"]))
+        elif "export" in document:
+            number, self.fetched = self.fetched, self.fetched + 1
+            if number < len(self.plan.fetched):
+                fetch(client, self.session, int(document["export"]), self.plan.fetched[number])
+            else:
+                chunks = client.another().stream("GET", f"/tare/builds/{self.session}/exports/{document['export']}").chunks()
+                unpack_into(chunks, self.plan.cache_targets[number - len(self.plan.fetched)])
+        elif "failure" in document:
+            self.place = document["failure"]
+        elif "metadata" in document:
+            self.plan.metadata |= document["metadata"]
+            self.image = self.image or str(document["metadata"].get("containerimage.config.digest") or "")
+        elif "call" in document:
+            self.plan.metadata["call"] = document["call"]
+
+
+def _follow(client: Client, response: Response, follower: _Follower) -> str:
+    """Show the build to its end; returns the image's id. A display that lives is redrawn while nothing comes."""
+    import queue
+    import threading
+
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=1000)
+
+    def read() -> None:
+        try:
+            for document in response.lines():
+                waiting.put(document)
+            waiting.put(None)
+        except (CliError, OSError) as error:
+            waiting.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            try:
+                document = waiting.get(timeout=0.1)
+            except queue.Empty:
+                follower.display.tick()
+                continue
+            if document is None:
+                break
+            if isinstance(document, Exception):
+                raise CliError(str(document)) from None
+            follower.take(client, document)
+    except CliError as error:
+        from tare.cli.buildshow import failure
+
+        follower.display.close()
+        sys.stderr.write(failure(follower.display.board, follower.place))
+        raise CliError(f"ERROR: failed to build: {error}", error.code) from None
+    follower.display.close()
+    _tell_warnings(follower)
+    return follower.image
+
+
+def _tell_warnings(follower: _Follower) -> None:
+    """What the checks of the Dockerfile found, as buildx sums it up."""
+    warnings = follower.display.board.warnings
+    if warnings and not isinstance(follower.display, _silent()):
+        sys.stderr.write(f"\n {len(warnings)} warning{'s' if len(warnings) > 1 else ''} found (use 'tare build --check' to expand):\n")
+        for warning in warnings:
+            sys.stderr.write(f" - {warning['short']}\n")
+
+
+def _silent() -> tuple[type, ...]:
+    from tare.cli.buildshow import Raw
+
+    return (Raw,)
+
+
+def _query(options: Options) -> dict[str, Any]:
     import json
 
-    source = options.operands[0]
+    from tare.cli.hosts import proxies
+
+    arguments = {**proxies(""), **_arguments(options.items("build-arg"))}
+    if "SOURCE_DATE_EPOCH" in os.environ:
+        arguments.setdefault("SOURCE_DATE_EPOCH", os.environ["SOURCE_DATE_EPOCH"])
+    labels, limits = _labels(options.items("label")), [_ulimit(text) for text in options.items("ulimit")]
+    dockerfile = options.text("file") or "Dockerfile"
     query: dict[str, Any] = {
         "t": options.items("tag") or None,
-        "dockerfile": options.text("file") or "Dockerfile",
+        "dockerfile": _inside(options.operands[0], dockerfile) or dockerfile,
         "target": options.text("target") or None,
         "nocache": "1" if options.on("no-cache") else None,
         "pull": "1" if options.on("pull") else None,
         "rm": "1",
         "networkmode": options.text("network") or None,
-        "extrahosts": ",".join(options.items("add-host")) or None,
-        "platform": options.text("platform") or None,
-        "cachefrom": json.dumps(options.items("cache-from")) if options.items("cache-from") else None,
-        "buildargs": json.dumps(_arguments(options.items("build-arg"))) if options.items("build-arg") else None,
-        "labels": json.dumps(_labels(options.items("label"))) if options.items("label") else None,
+        "extrahosts": [text.replace("=", ":", 1) if ":" not in text.partition("=")[0] else text for text in options.items("add-host")]
+        or None,
+        "platform": ",".join(options.items("platform")) or os.environ.get("DOCKER_DEFAULT_PLATFORM") or None,
+        "buildargs": json.dumps(arguments) if arguments else None,
+        "labels": json.dumps(labels) if labels else None,
+        "ulimits": json.dumps(limits) if limits else None,
+        "cgroupparent": options.text("cgroup-parent") or None,
+        "cpusetcpus": options.text("cpuset-cpus") or None,
+        "cpusetmems": options.text("cpuset-mems") or None,
     }
+    numbers = {"memory": "memory", "memory-swap": "memswap", "cpu-shares": "cpushares", "cpu-quota": "cpuquota", "cpu-period": "cpuperiod"}
+    query |= {key: options.number(flag) or None for flag, key in {**numbers, "shm-size": "shmsize"}.items()}
+    if options.operands[0].startswith(_REMOTE) or options.operands[0].endswith(".git"):
+        query["remote"] = options.operands[0]
+    return query
+
+
+def _inside(source: str, dockerfile: str) -> str:
+    """The Dockerfile's path in the context, "" when it lies elsewhere."""
+    if dockerfile == "-":
+        return ""
+    if not os.path.isdir(source):
+        return dockerfile
+    path = dockerfile if os.path.isabs(dockerfile) or os.path.lexists(dockerfile) else os.path.join(source, dockerfile)
+    found = os.path.relpath(path, source)
+    if found.startswith(".."):
+        return ""
+    return found if os.path.lexists(os.path.join(source, found)) else dockerfile
+
+
+def _elsewhere(options: Options) -> bytes | None:
+    """The Dockerfile itself, when it does not lie in the context."""
+    source, dockerfile = options.operands[0], options.text("file") or "Dockerfile"
+    if source == "-" and dockerfile == "-":
+        raise CliError("invalid argument: can't use stdin for both build context and dockerfile")
+    if dockerfile == "-":
+        return sys.stdin.buffer.read()
+    if _inside(source, dockerfile):
+        return None
+    try:
+        with open(dockerfile, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise CliError(f"unable to prepare context: cannot read {dockerfile}: {(error.strerror or '').lower()}") from None
+
+
+def _context(options: Options) -> Iterator[bytes]:
+    source, dockerfile = options.operands[0], options.text("file") or "Dockerfile"
     if source.startswith(_REMOTE) or source.endswith(".git"):
-        query["remote"] = source
-        pieces: Iterator[bytes] = iter(())
-    elif source == "-":
-        pieces = _standard_input()
-    else:
-        pieces = _directory(source, str(query["dockerfile"]))
-    response = context.client.upload("/build", query, pieces)
-    image = _show(response.lines(), quiet=options.on("quiet"))
-    if options.text("iidfile"):
-        with open(options.text("iidfile"), "w", encoding="utf-8") as file:
-            file.write(image)
-    if options.on("quiet"):
-        sys.stdout.write(f"{image}\n")
-    return 0
+        return iter(())
+    if source == "-":
+        return _standard_input(dockerfile)
+    if not os.path.isdir(source):
+        raise CliError(f"unable to prepare context: path {source!r} not found")
+    inside = _inside(source, dockerfile)
+    return _directory(source, inside, "" if inside else dockerfile)
 
 
-def _show(documents: Iterator[Any], *, quiet: bool) -> str:
-    """Show the build's messages; returns the image's id. Raises CliError with the build's error."""
-    image = ""
-    for document in documents:
-        if document.get("errorDetail") or document.get("error"):
-            raise CliError(str((document.get("errorDetail") or {}).get("message") or document["error"]))
-        image = str((document.get("aux") or {}).get("ID") or image)
-        if quiet:
-            image = image or str(document.get("stream", "")).strip()
-        elif "stream" in document:
-            sys.stdout.write(str(document["stream"]))
-            sys.stdout.flush()
-        elif document.get("status") and not document.get("progressDetail"):
-            identifier = document.get("id")
-            sys.stdout.write(f"{identifier}: {document['status']}\n" if identifier else f"{document['status']}\n")
-    return image
+def _whole(directory: str, name: str) -> Iterator[bytes]:
+    """A named context or a cache, as it lies there."""
+    if name.startswith("context-"):
+        return _directory(directory, "")
+    from tare.cli.localtar import pack
+
+    return pack(directory, ".", ".")
+
+
+def _credentials() -> Mapping[str, str]:
+    from tare.cli.credentials import every
+
+    return every()
+
+
+def _base64(data: bytes) -> str:
+    from binascii import b2a_base64
+
+    return b2a_base64(data, newline=False).decode()
+
+
+def _call(options: Options) -> str:
+    wanted = "check" if options.on("check") else options.text("call").partition(",")[0] or "build"
+    if wanted not in _CALLS:
+        raise CliError(f"invalid call {wanted!r}: {', '.join(_CALLS)} are offered", 125)
+    return "" if wanted == "build" else "check" if wanted == "lint" else wanted
+
+
+def _ulimit(text: str) -> dict[str, Any]:
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    try:
+        return {"Name": name, "Soft": int(soft), "Hard": int(hard or soft)}
+    except ValueError:
+        raise CliError(f'invalid argument "{text}" for "--ulimit" flag: invalid ulimit argument: {text}', 125) from None
 
 
 def _arguments(items: list[str]) -> dict[str, str | None]:
@@ -86,7 +380,7 @@ def _labels(items: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in (item.partition("=") for item in items)}
 
 
-def _standard_input() -> Iterator[bytes]:
+def _standard_input(dockerfile: str) -> Iterator[bytes]:
     if os.isatty(0):
         raise CliError("a build from standard input needs an archive or a Dockerfile there: tare build - < Dockerfile")
     first = os.read(0, _PIECE)
@@ -98,42 +392,45 @@ def _standard_input() -> Iterator[bytes]:
     text = first
     while piece := os.read(0, _PIECE):
         text += piece
-    yield from _one_file("Dockerfile", text)
+    import tarfile
+
+    entry = tarfile.TarInfo(dockerfile)
+    entry.size = len(text)
+    yield entry.tobuf(tarfile.PAX_FORMAT) + text + bytes(-len(text) % 512) + bytes(1024)
 
 
 def _is_archive(data: bytes) -> bool:
     return data[257:262] == b"ustar" or data.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
 
-def _one_file(name: str, text: bytes) -> Iterator[bytes]:
-    import tarfile
+def _directory(path: str, dockerfile: str, elsewhere: str = "") -> Iterator[bytes]:
+    """The tar of a context without what ``.dockerignore`` leaves out; the Dockerfile and that file always go along.
 
-    entry = tarfile.TarInfo(name)
-    entry.size = len(text)
-    yield entry.tobuf(tarfile.PAX_FORMAT) + text + bytes(-len(text) % 512) + bytes(1024)
-
-
-def _directory(path: str, dockerfile: str) -> Iterator[bytes]:
-    """The tar of a context without what ``.dockerignore`` leaves out; the Dockerfile and that file always go along."""
+    ``elsewhere`` is the path of a Dockerfile outside.
+    """
     from tare.builder.ignore import Patterns
     from tare.cli.localtar import KEEP, LEAVE, LOOK, pack
     from tare.errors import InvalidArgument
 
-    if not os.path.isdir(path):
-        raise CliError(f"unable to prepare context: path {path!r} not found")
-    inside = os.path.normpath(os.path.relpath(dockerfile, path) if os.path.isabs(dockerfile) else dockerfile)
-    if inside.startswith("..") or not os.path.lexists(os.path.join(path, inside)):
-        raise CliError(f"unable to prepare context: the Dockerfile {dockerfile!r} is not in the context {path!r}")
-    ignore = next((name for name in (f"{inside}.dockerignore", ".dockerignore") if os.path.isfile(os.path.join(path, name))), "")
-    text = ""
+    if dockerfile and not os.path.lexists(os.path.join(path, dockerfile)):
+        folded = os.path.join(path, "dockerfile")
+        if dockerfile != "Dockerfile" or not os.path.lexists(folded):
+            missing = os.path.join(path, dockerfile)
+            raise CliError(
+                f"unable to prepare context: unable to evaluate symlinks in Dockerfile path: lstat {missing}: no such file or directory"
+            )
+        dockerfile = "dockerfile"
+    candidates = [f"{elsewhere}.dockerignore"] if elsewhere else [os.path.join(path, f"{dockerfile}.dockerignore")] if dockerfile else []
+    ignore = next((name for name in (*candidates, os.path.join(path, ".dockerignore")) if os.path.isfile(name)), "")
+    rules = ""
     if ignore:
-        with open(os.path.join(path, ignore), encoding="utf-8", errors="replace") as file:
-            text = file.read()
+        with open(ignore, encoding="utf-8", errors="replace") as file:
+            rules = file.read()
     try:
-        patterns = Patterns(text)
+        patterns = Patterns(rules)
     except InvalidArgument as error:
         raise CliError(f"{ignore}: {error}") from None
-    always = {inside, ignore}
+    always = {dockerfile, os.path.relpath(ignore, path) if ignore else ""}
 
     def verdict(name: str) -> str:
         name = name.removeprefix("./")
@@ -153,21 +450,55 @@ BUILD = Command(
     _build,
     (
         ("add-host", "", "list", 'Add a custom host-to-IP mapping ("host:ip")'),
+        ("allow", "", "list", 'Allow extra privileged entitlement ("network.host", "security.insecure")'),
+        ("annotation", "", "list", "Add annotation to the image"),
+        ("attest", "", "list", 'Attestation parameters ("type=sbom,generator=image")'),
         ("build-arg", "", "list", "Set build-time variables"),
-        ("cache-from", "", "list", "Images to consider as cache sources"),
-        ("file", "f", "string", 'Name of the Dockerfile in the context (default: "Dockerfile")'),
+        ("build-context", "", "list", "Additional build contexts (name=path)"),
+        ("cache-from", "", "list", 'External cache sources ("user/app:cache", "type=local,src=path/to/dir")'),
+        ("cache-to", "", "list", 'Cache export destinations ("user/app:cache", "type=local,dest=path/to/dir")'),
+        ("call", "", "string", 'Set method for evaluating build ("check", "outline", "targets")'),
+        ("cgroup-parent", "", "string", "Set the parent cgroup for the RUN instructions during build"),
+        ("check", "", "bool", "Shorthand for --call=check"),
+        ("cpu-period", "", "int", "Limit the CPU CFS (Completely Fair Scheduler) period"),
+        ("cpu-quota", "", "int", "Limit the CPU CFS (Completely Fair Scheduler) quota"),
+        ("cpu-shares", "c", "int", "CPU shares (relative weight)"),
+        ("cpuset-cpus", "", "string", "CPUs in which to allow execution (0-3, 0,1)"),
+        ("cpuset-mems", "", "string", "MEMs in which to allow execution (0-3, 0,1)"),
+        ("file", "f", "string", 'Name of the Dockerfile (default: "PATH/Dockerfile")'),
         ("iidfile", "", "string", "Write the image ID to a file"),
         ("label", "", "list", "Set metadata for an image"),
+        ("load", "", "bool", 'Shorthand for "--output=type=docker"'),
+        ("memory", "m", "bytes", "Memory limit"),
+        ("memory-swap", "", "swap", "Swap limit equal to memory plus swap: -1 to enable unlimited swap"),
+        ("metadata-file", "", "string", "Write build result metadata to a file"),
         ("network", "", "string", "Set the networking mode for the RUN instructions during build"),
         ("no-cache", "", "bool", "Do not use cache when building the image"),
-        ("platform", "", "string", "Set platform if server is multi-platform capable"),
-        ("pull", "", "bool", "Always attempt to pull a newer version of the image"),
+        ("no-cache-filter", "", "list", "Do not cache specified stages"),
+        ("output", "o", "list", 'Output destination ("type=local,dest=path")'),
+        ("platform", "", "list", "Set target platform for build"),
+        ("progress", "", "string", 'Set type of progress output ("auto", "plain", "tty", "quiet", "rawjson")', "auto"),
+        ("provenance", "", "string", 'Shorthand for "--attest=type=provenance"'),
+        ("pull", "", "bool", "Always attempt to pull all referenced images"),
+        ("push", "", "bool", 'Shorthand for "--output=type=registry"'),
         ("quiet", "q", "bool", "Suppress the build output and print image ID on success"),
-        ("tag", "t", "list", 'Name and optionally a tag (format: "name:tag")'),
+        ("sbom", "", "string", 'Shorthand for "--attest=type=sbom"'),
+        ("secret", "", "list", 'Secret to expose to the build ("id=mysecret[,src=/local/secret]")'),
+        ("shm-size", "", "bytes", "Shared memory size for build containers"),
+        ("squash", "", "bool", "Squash newly built layers into a single new layer"),
+        ("ssh", "", "list", 'SSH agent socket or keys to expose to the build ("default|<id>[=<socket>|<key>[,<key>]]")'),
+        ("tag", "t", "list", 'Image identifier ("[registry/]repository[:tag]")'),
         ("target", "", "string", "Set the target build stage to build"),
+        ("ulimit", "", "list", "Ulimit options"),
     ),
     least=1,
     most=1,
     aliases=("image build", "builder build", "build"),
-    examples=("tare build -t app .", "tare build -t app --build-arg VERSION=2 --target test .", "tare build -t app - < context.tar.gz"),
+    examples=(
+        "tare build -t app .",
+        "tare build -t app --build-arg VERSION=2 --target test .",
+        "tare build -t app - < context.tar.gz",
+        "tare build --secret id=token,env=TOKEN -o out .",
+        "tare build --check .",
+    ),
 )

@@ -315,11 +315,18 @@ class Client:
         sock, left = response.hijack()
         return sock, left, response.headers.get("content-type", "")
 
-    def upload(self, path: str, query: Mapping[str, object], pieces: Iterable[bytes], method: str = "POST") -> Response:
+    def upload(
+        self,
+        path: str,
+        query: Mapping[str, object],
+        pieces: Iterable[bytes],
+        method: str = "POST",
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
         """Send a body of unknown length in chunks."""
         self.negotiate()
         wire = self._connect()
-        head = self._head(method, path, query, {"Transfer-Encoding": "chunked", "Content-Type": "application/x-tar"})
+        head = self._head(method, path, query, {**(headers or {}), "Transfer-Encoding": "chunked", "Content-Type": "application/x-tar"})
         wire.sock.sendall(head)
         try:
             for piece in pieces:

@@ -144,6 +144,23 @@ def header(domain: str) -> dict[str, str]:
     return {"X-Registry-Auth": packed}
 
 
+def every() -> dict[str, str]:
+    """``X-Registry-Config``: all logins that the configuration names, for a build that may need any of them."""
+    config = read_settings(config_path())
+    helpers = config.get("credHelpers")
+    servers = [*_auths(config), *(helpers if isinstance(helpers, dict) else {})]
+    found = {}
+    for server in dict.fromkeys(servers):
+        try:
+            login = load(server)
+        except CliError:
+            continue  # a helper that fails matters only if its registry does
+        if login:
+            found[login.server] = login.document()
+    packed = b2a_base64(encode(found).encode(), newline=False).translate(bytes.maketrans(b"+/", b"-_")).decode()
+    return {"X-Registry-Config": packed} if found else {}
+
+
 def _auths(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config.get("auths"), dict):
         config["auths"] = {}

@@ -25,6 +25,8 @@ class BuildOptions(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     contexts: dict[str, str] = {}
     """Named contexts by name: an address, or "" for one that the client uploads."""
     allow: list[str] = []
+    dockerfile: bytes | None = None
+    """The Dockerfile, when it does not lie in the context; base64 in JSON."""
     outputs: list[Export] = []
     """None: an image in the store."""
     cache_from: list[Export] = []

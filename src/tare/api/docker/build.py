@@ -222,6 +222,7 @@ def build_request(request: Request, session: Session | None = None) -> BuildRequ
     return BuildRequest(
         tags=tuple(_tag(name) for name in query.all("t") if name),
         dockerfile=query.get("dockerfile", "") or "Dockerfile",
+        dockerfile_text=options.dockerfile,
         build_args=arguments,
         labels=_json(request, "labels", dict[str, str]),
         target=query.get("target", ""),
