@@ -242,6 +242,60 @@ class Connection(asyncio.Protocol):
                     raise ClientDisconnected("client disconnected while sending the request body")
                 raise RequestError(400, "unexpected EOF")
 
+    # -- reading in a worker thread (``bulk``)
+
+    @property
+    def parser(self) -> RequestParser:
+        return self._parser
+
+    @property
+    def lost(self) -> bool:
+        return self._lost
+
+    def take_buffered(self) -> bytes:
+        """What has come of the body already; tells a client that waits to be asked that it may send."""
+        if self._continue:
+            self._continue = False
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        pieces = []
+        while data := self._parser.next_data():
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def borrow_socket(self) -> socket.socket | None:
+        """A duplicate of the connection's socket, to read from instead of the transport until ``give_back``. None with TLS."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or self._lost or self._eof or self._transport.get_extra_info("sslcontext") is not None:
+            return None
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        copy = socket.socket(fileno=os.dup(sock.fileno()))
+        copy.setblocking(False)
+        return copy
+
+    def give_back(self) -> None:
+        """Read by the transport again."""
+        if self._paused and not self._lost and not self._eof and self._parser.buffered < READ_LOW:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def input_ended(self) -> None:
+        """The borrowed socket's input has ended."""
+        self._eof = True
+
+    async def readable(self, sock: socket.socket) -> None:
+        """Wait for input at the borrowed socket. ``ClientDisconnected`` when the connection is closed meanwhile."""
+        if not self._lost:
+            self._reader = self.shared.loop.create_future()
+            self.shared.loop.add_reader(sock.fileno(), self._wake_reader)
+            try:
+                await self._reader
+            finally:
+                self.shared.loop.remove_reader(sock.fileno())
+        if self._lost:
+            raise ClientDisconnected("client disconnected while sending the request body")
+
     # -- writing
 
     def send(self, data: bytes, ignore_lost: bool = False) -> None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -186,6 +187,12 @@ class Request:
         """The body as it arrives, unbounded in total; reading is paused while the consumer is busy."""
         while data := await self.connection.read_body():
             yield data
+
+    async def receive(self, sink: Callable[[bytes | memoryview], None], pool: Executor) -> None:
+        """Give the body to ``sink`` in worker threads, fast and in any size. When it raises, the sink has got all bytes that came."""
+        from tare.http.bulk import receive
+
+        await receive(self.connection, sink, pool)
 
     async def read(self, limit: int | None = None) -> bytes:
         """The whole body, at most ``limit`` bytes (default: the route's ``max_body``)."""

@@ -115,7 +115,19 @@ class RequestParser:
         """A head was returned and its body has not been read to the end."""
         return _HEAD < self._state < _DONE
 
-    def feed(self, data: bytes) -> None:
+    @property
+    def unfed(self) -> int:
+        """Bytes left of a body whose length was told, when nothing of it is buffered: who reads them elsewhere calls ``skip``."""
+        return self._left if self._state == _FIXED and not self._buffer else 0
+
+    def skip(self, length: int) -> None:
+        """Count ``length`` of the ``unfed`` bytes as read."""
+        assert self._state == _FIXED and length <= self._left
+        self._left -= length
+        if not self._left:
+            self._state = _DONE
+
+    def feed(self, data: bytes | memoryview) -> None:
         self._buffer += data
 
     def take_rest(self) -> bytes:
@@ -170,7 +182,11 @@ class RequestParser:
                 buffer = self._buffer
                 if not buffer:
                     return None
-                data = bytes(buffer[: self._left]) if len(buffer) > self._left else bytes(buffer)
+                if len(buffer) > self._left:
+                    with memoryview(buffer) as view:
+                        data = bytes(view[: self._left])
+                else:
+                    data = bytes(buffer)
                 del buffer[: len(data)]
                 self._left -= len(data)
                 if not self._left:

@@ -1,40 +1,35 @@
-"""A registry's content on a file system.
+"""What a registry has: repositories with their blobs, manifests, tags and referrers, over ``objects.Objects``.
 
-    ROOT/blobs/ALG/HEX                      every blob once, whatever repositories have it; manifests are blobs, too
-    ROOT/uploads/UUID/{data,repository}     an upload under way: its offset is the size of ``data``
-    ROOT/repositories/NAME/_oci/            the repository as an OCI image layout, for other tools to read:
-        oci-layout, index.json, blobs       blobs is a link to ROOT/blobs
-    ROOT/repositories/NAME/_blobs/ALG/HEX       (empty) the repository has this blob
-    ROOT/repositories/NAME/_manifests/ALG/HEX   {"mediaType", "size", "subject"}
-    ROOT/repositories/NAME/_tags/TAG            the digest
-    ROOT/repositories/NAME/_referrers/ALG/HEX/DIGEST    the referrer's descriptor
+    repositories/NAME/_blobs/ALG/HEX        (empty) the repository has this blob
+    repositories/NAME/_manifests/ALG/HEX    {"mediaType", "size", "subject"}
+    repositories/NAME/_tags/TAG             the digest
+    repositories/NAME/_referrers/ALG/HEX/ALG-HEX    the referrer's descriptor
 
-Invariants. A link (in _blobs, _manifests, _tags) is made after what it names is durable, and removed before; so whatever a kill
-leaves is at worst a blob or an upload that nobody names, which ``collect`` removes. Names in the tree come from validated names, tags
-and digests only; a repository's name cannot begin with an underscore, so that repositories nest. ``_linking`` is held while a blob
-gets its first link and while blobs are collected. All methods block (files); callers run the long ones in threads.
-One process writes to a root: it holds the lock on ROOT/.lock.
+Invariants. A link (in _blobs, _manifests, _tags) is made after what it names is durable, and removed before; so whatever a kill leaves is
+at worst a blob or an upload that nobody names, which the collection (``upkeep``) removes. Whoever makes a link looks once more whether the
+blob is still there (``_hold``): with the collection's half of the bargain neither needs a lock, and any number of processes can share one
+place. Names in keys come from validated names, tags and digests only; a repository's name cannot begin with an underscore, so that
+repositories nest. All methods block; callers run the long ones in threads.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from tare.oci.digest import Digest, Hasher
+from tare.oci.digest import Digest, Hasher, new_hasher
 from tare.registry.errors import RegistryError
-from tare.store.durability import make_directory, replace_file, sync_directory, write_all
+from tare.registry.objects import Busy, Objects, Unavailable, UploadWriter
 
-UPLOAD_HOURS = 168.0
-"""Uploads untouched for so long are given up."""
+_HASHERS = 1024
+"""Uploads whose hash so far is remembered; of others it is computed from their bytes."""
+_TRIES = 3
+_RENEW_SECONDS = 6 * 3600.0
 
 
 class Manifest(NamedTuple):
@@ -45,328 +40,389 @@ class Manifest(NamedTuple):
     size: int
 
 
-def named_by(document: dict[str, Any]) -> list[str]:
-    """Digests of the blobs and manifests that a manifest or index names."""
-    parts = [document.get("config"), *(document.get("layers") or ()), *(document.get("blobs") or ()), *(document.get("manifests") or ())]
-    return [str(part["digest"]) for part in parts if isinstance(part, dict) and "digest" in part]
+class Checkpoint(NamedTuple):
+    """A hash over the first ``offset`` bytes of an upload."""
+
+    offset: int
+    algorithm: str
+    hasher: Hasher
 
 
-class FileStorage:
-    """See the module's text."""
+class Appender:
+    """One request's bytes for an upload: written and hashed. ``with storage.append(…) as upload: upload.write(data)``."""
 
-    def __init__(self, root: Path) -> None:
-        """Open (or make) the root. ``BlockingIOError`` when another process has it."""
-        self.root = root
-        for name in ("blobs", "uploads", "repositories"):
-            make_directory(root / name, 0o755)
-        self._lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise
-        self._hashers: dict[tuple[str, str], tuple[int, Hasher]] = {}
-        """By upload and algorithm: (bytes hashed so far, hasher). Only a help: after a restart the file is read again."""
-        self._linking = threading.Lock()
+    def __init__(self, writer: UploadWriter, checkpoint: Checkpoint | None, keep: Callable[[Checkpoint], None], algorithm: str) -> None:
+        self._writer = writer
+        self._keep = keep
+        if checkpoint is not None and checkpoint.offset == writer.offset:
+            self._algorithm, self._hasher = checkpoint.algorithm, checkpoint.hasher
+        elif writer.offset == 0:
+            self._algorithm, self._hasher = algorithm, new_hasher(algorithm)
+        else:
+            self._algorithm = ""
+
+    @property
+    def offset(self) -> int:
+        """Where the next byte goes."""
+        return self._writer.offset
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take ``data`` whole or not at all (``OSError``, ``Unavailable``)."""
+        self._writer.write(data)
+        if self._algorithm:
+            self._hasher.update(data)
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        os.close(self._lock)
+        """Make what was written a part of the upload."""
+        self._writer.close()
+        if self._algorithm:
+            self._keep(Checkpoint(self._writer.offset, self._algorithm, self._hasher))
 
-    # Paths
 
-    def _blob(self, digest: Digest) -> Path:
-        return self.root / "blobs" / digest.algorithm / digest.hex
+class Storage:
+    """See the module's text."""
 
-    def _repository(self, name: str) -> Path:
-        return self.root / "repositories" / name
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.local = objects.local
+        self._checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
+        self._publishing = [threading.Lock() for _ in range(32)]
+        """By digest: of several pushes of the same blob at the same time one has to reach the disk."""
+        self._describing = [threading.Lock() for _ in range(32)]
+        """By repository."""
 
-    def _link(self, name: str, kind: str, digest: Digest) -> Path:
-        return self._repository(name) / kind / digest.algorithm / digest.hex
+    def close(self) -> None:
+        self.objects.close()
 
     # Blobs
 
     def size(self, name: str, digest: Digest) -> int:
         """Size of a repository's blob. ``BLOB_UNKNOWN``."""
-        if not self._link(name, "_blobs", digest).exists() and not self._link(name, "_manifests", digest).exists():
-            raise RegistryError("BLOB_UNKNOWN", "blob unknown to registry", {"digest": digest})
-        try:
-            return self._blob(digest).stat().st_size
-        except FileNotFoundError:
-            raise RegistryError("BLOB_UNKNOWN", "blob unknown to registry", {"digest": digest}) from None
+        if self._has_link(name, digest):
+            found = self._blob_size(digest)
+            if found is not None:
+                return found
+        raise _no_blob(digest)
 
-    def open(self, digest: Digest) -> BinaryIO:
-        return self._blob(digest).open("rb")
+    def _has_link(self, name: str, digest: Digest) -> bool:
+        return any(self.objects.modified(_link(name, kind, digest)) is not None for kind in ("_blobs", "_manifests"))
+
+    def has_blob(self, name: str, digest: Digest) -> bool:
+        """Whether a repository has a blob (or a manifest) of that digest."""
+        return self._has_link(name, digest) and self._blob_size(digest) is not None
+
+    def _blob_size(self, digest: Digest) -> int | None:
+        """Also of a blob that a collection, perhaps a killed one, has just hidden."""
+        found = self.objects.size(digest)
+        return self.objects.size(digest) if found is None and self.objects.unhide(digest) else found
+
+    def file(self, digest: Digest) -> BinaryIO | None:
+        """The blob as a file, where there is one. ``BLOB_UNKNOWN``."""
+        try:
+            return self.objects.file(digest)
+        except FileNotFoundError:
+            raise _no_blob(digest) from None
+
+    def read(self, digest: Digest, start: int, end: int) -> Iterator[bytes]:
+        """A part of the blob in pieces. ``FileNotFoundError`` when somebody has deleted it."""
+        return self.objects.read(digest, start, end)
 
     def link_blob(self, name: str, digest: Digest) -> None:
         """Make a stored blob a repository's own. ``BLOB_UNKNOWN`` when it is not stored."""
-        with self._linking:
-            if not self._blob(digest).exists():
-                raise RegistryError("BLOB_UNKNOWN", "blob unknown to registry", {"digest": digest})
-            self._touch(self._link(name, "_blobs", digest))
+        if self._blob_size(digest) is None or not self._hold(name, digest):
+            raise _no_blob(digest)
+
+    def _hold(self, name: str, digest: Digest, again: Callable[[], None] | None = None) -> bool:
+        """Link a blob, and see to it that no collection has removed it meanwhile (``again`` stores it anew)."""
+        key = _link(name, "_blobs", digest)
+        if self.objects.modified(key) is None:
+            self.objects.put(key, b"")
+        if self._stays(digest, again):
+            return True
+        self.objects.remove(key)
+        return False
+
+    def _stays(self, digest: Digest, again: Callable[[], None] | None) -> bool:
+        for _ in range(_TRIES):
+            if self._blob_size(digest) is not None:
+                return True
+            if again is None:
+                return False
+            again()
+        return False
 
     def delete_blob(self, name: str, digest: Digest) -> None:
         """Take a blob from a repository; its bytes go with the next collection. ``BLOB_UNKNOWN``."""
-        try:
-            self._link(name, "_blobs", digest).unlink()
-        except FileNotFoundError:
-            raise RegistryError("BLOB_UNKNOWN", "blob unknown to registry", {"digest": digest}) from None
+        if not self.objects.remove(_link(name, "_blobs", digest)):
+            if self.objects.modified(_link(name, "_manifests", digest)) is not None:
+                raise RegistryError("UNSUPPORTED", "this is a manifest: delete it at /manifests/")
+            raise _no_blob(digest)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         """Repositories that have a blob (for mounts without a source)."""
+        if self._blob_size(digest) is None:
+            return
         for name in self.repositories():
-            if self._link(name, "_blobs", digest).exists():
+            if self.objects.modified(_link(name, "_blobs", digest)) is not None:
                 yield name
+
+    def renew(self, name: str, digest: Digest) -> None:
+        """A client that asks for a blob before a push will not send it: what no manifest names yet must not be collected meanwhile."""
+        key = _link(name, "_blobs", digest)
+        linked = self.objects.modified(key)
+        if linked is not None and time.time() - linked > _RENEW_SECONDS:
+            self.objects.put(key, b"")
+
+    def link_time(self, name: str, digest: Digest) -> float:
+        """When a blob was last linked by a push (0 when it is not)."""
+        return self.objects.modified(_link(name, "_blobs", digest)) or 0.0
+
+    def blobs(self, name: str) -> list[Digest]:
+        """Digests of a repository's blobs, without its manifests."""
+        return self._links(name, "_blobs")
+
+    def _links(self, name: str, kind: str) -> list[Digest]:
+        top = f"repositories/{name}/{kind}"
+        return [
+            Digest.parse(f"{algorithm}:{entry}")
+            for algorithm in self.objects.names(top)
+            for entry in self.objects.names(f"{top}/{algorithm}")
+        ]
 
     # Uploads
 
     def start_upload(self, name: str) -> str:
         """A new upload; returns its id."""
-        identifier = str(uuid.uuid4())
-        directory = self.root / "uploads" / identifier
-        make_directory(directory, 0o700)
-        (directory / "data").touch()
-        replace_file(directory / "repository", name.encode(), durable=False)
-        return identifier
+        upload = str(uuid.uuid4())
+        self.objects.begin(upload, name)
+        return upload
 
-    def _upload(self, name: str, identifier: str) -> Path:
-        directory = self.root / "uploads" / identifier
+    def _check_upload(self, name: str, upload: str) -> None:
         try:
-            if str(uuid.UUID(identifier)) == identifier and (directory / "repository").read_text() == name:
-                return directory / "data"
-        except (ValueError, OSError):
+            if str(uuid.UUID(upload)) == upload and self.objects.owner(upload) == name:
+                return
+        except ValueError:
             pass
-        raise RegistryError("BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry", {"upload": identifier})
+        raise RegistryError("BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry", {"upload": upload})
 
-    def offset(self, name: str, identifier: str) -> int:
+    def offset(self, name: str, upload: str) -> int:
         """How many bytes an upload has. ``BLOB_UPLOAD_UNKNOWN``."""
-        return self._upload(name, identifier).stat().st_size
+        self._check_upload(name, upload)
+        return self.objects.upload_size(upload)
 
-    def append(self, name: str, identifier: str, offset: int, data: bytes) -> int:
-        """Write behind ``offset``; returns the new offset."""
-        path = self._upload(name, identifier)
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    def append(self, name: str, upload: str, algorithm: str = "sha256") -> Appender:
+        """Write to an upload's end; ``algorithm`` is that of the digest to come. ``BLOB_UPLOAD_UNKNOWN``, ``BLOB_UPLOAD_INVALID``."""
+        self._check_upload(name, upload)
         try:
-            write_all(file, data)
-        except OSError:
-            os.ftruncate(file, offset)
-            raise
-        finally:
-            os.close(file)
-        key = (identifier, "sha256")
-        hashed, hasher = self._hashers.get(key) or (0, Digest.of(b"").hasher())
-        if hashed == offset:
-            hasher.update(data)
-            self._hashers[key] = (offset + len(data), hasher)
-        return offset + len(data)
+            writer = self.objects.upload_writer(upload)
+        except Busy:
+            raise RegistryError("BLOB_UPLOAD_INVALID", "another request is writing to this upload", status=409) from None
 
-    def finish_upload(self, name: str, identifier: str, digest: Digest) -> None:
+        def keep(checkpoint: Checkpoint) -> None:
+            self._checkpoints[upload] = checkpoint
+            self._checkpoints.move_to_end(upload)
+            if len(self._checkpoints) > _HASHERS:
+                self._checkpoints.popitem(last=False)
+
+        return Appender(writer, self._checkpoints.get(upload), keep, algorithm)
+
+    def finish_upload(self, name: str, upload: str, digest: Digest) -> None:
         """Verify, make durable, link. ``DIGEST_INVALID`` leaves the upload as it is."""
-        path = self._upload(name, identifier)
-        size = path.stat().st_size
-        hashed, hasher = self._hashers.get((identifier, digest.algorithm)) or (0, digest.hasher())
-        with path.open("rb") as file:
-            if hashed != size:
-                hasher = digest.hasher()
-                while chunk := file.read(1 << 20):
-                    hasher.update(chunk)
-            if not digest.matches(hasher):
-                raise RegistryError("DIGEST_INVALID", "provided digest did not match uploaded content", {"digest": digest})
-            os.fsync(file.fileno())
-        target = self._blob(digest)
-        make_directory(target.parent, 0o755)
-        os.chmod(path, 0o644)
-        with self._linking:
-            path.rename(target)
-            sync_directory(target.parent)
-            self._touch(self._link(name, "_blobs", digest))
-        self._forget(identifier)
+        self._check_upload(name, upload)
+        checkpoint = self._checkpoints.get(upload)
+        if checkpoint and checkpoint.algorithm == digest.algorithm and checkpoint.offset == self.objects.upload_size(upload):
+            hasher = checkpoint.hasher
+        else:
+            hasher = digest.hasher()
+            for data in self.objects.read_upload(upload):
+                hasher.update(data)
+        if not digest.matches(hasher):
+            raise RegistryError("DIGEST_INVALID", "provided digest did not match uploaded content", {"digest": digest})
+        with self._publishing[hash(digest) % len(self._publishing)]:
+            self.objects.publish(upload, digest)
+        if not self._hold(name, digest, lambda: self.objects.publish(upload, digest)):
+            raise Unavailable("the blob was removed while it was pushed")
+        self._forget(upload)
 
-    def cancel_upload(self, name: str, identifier: str) -> None:
+    def cancel_upload(self, name: str, upload: str) -> None:
         """``BLOB_UPLOAD_UNKNOWN``."""
-        self._upload(name, identifier)
-        self._forget(identifier)
+        self._check_upload(name, upload)
+        self._forget(upload)
 
-    def _forget(self, identifier: str) -> None:
-        self._hashers = {key: value for key, value in self._hashers.items() if key[0] != identifier}
-        shutil.rmtree(self.root / "uploads" / identifier, ignore_errors=True)
+    def _forget(self, upload: str) -> None:
+        self._checkpoints.pop(upload, None)
+        self.objects.drop(upload)
 
     # Manifests and tags
 
-    def put_manifest(self, name: str, data: bytes, digest: Digest, media_type: str, subject: dict[str, Any] | None, tag: str) -> None:
-        """Store a manifest, and tag it when ``tag`` is not empty. ``subject``: {"digest", "descriptor" of the referrer}."""
-        blob = self._blob(digest)
+    def put_manifest(
+        self, name: str, data: bytes, digest: Digest, media_type: str, subject: dict[str, Any] | None, tag: str, blobs: list[Digest]
+    ) -> None:
+        """Store a manifest, and tag it when ``tag`` is not empty. ``subject``: {"digest", "descriptor" of the referrer}. ``blobs`` are
+        those that it names and that the repository must have: ``MANIFEST_BLOB_UNKNOWN``."""
         record = {"mediaType": media_type, "size": len(data), "subject": subject["digest"] if subject else ""}
-        with self._linking:
-            if not blob.exists():
-                make_directory(blob.parent, 0o755)
-                replace_file(blob, data, mode=0o644)
-            self._write(self._link(name, "_manifests", digest), json.dumps(record).encode())
+        key = _link(name, "_manifests", digest)
+        self.objects.put_blob(digest, data)
+        is_new = self.objects.modified(key) is None
+        self.objects.put(key, json.dumps(record).encode())
+        missing = [blob for blob in blobs if not (self._has_link(name, blob) and self._stays(blob, None)) and not self._hold(name, blob)]
+        if missing or not self._stays(digest, lambda: self.objects.put_blob(digest, data)):
+            if is_new:
+                self.objects.remove(key)
+            raise RegistryError("MANIFEST_BLOB_UNKNOWN", "a collection has removed what the manifest names", {"digests": missing})
         if subject is not None:
-            directory = self._link(name, "_referrers", Digest.parse(subject["digest"]))
-            self._write(directory / digest.replace(":", "-"), json.dumps(subject["descriptor"]).encode())
+            self.objects.put(_referrer(name, subject["digest"], digest), json.dumps(subject["descriptor"]).encode())
         if tag:
-            self._write(self._repository(name) / "_tags" / tag, digest.encode())
-        self._write_layout(name)
+            self.objects.put(f"repositories/{name}/_tags/{tag}", digest.encode())
+        self.write_layout(name)
 
     def manifest(self, name: str, reference: str) -> Manifest:
         """By tag or digest. ``NAME_UNKNOWN`` or ``MANIFEST_UNKNOWN``."""
         digest = self._resolve(name, reference)
-        try:
-            record = json.loads(self._link(name, "_manifests", digest).read_bytes())
-        except FileNotFoundError:
-            raise self._unknown(name, reference) from None
+        record = self._record(name, digest)
+        if record is None:
+            raise self._unknown(name, reference)
         return Manifest(digest, record["mediaType"], record["size"])
+
+    def has_manifest(self, name: str, digest: Digest) -> bool:
+        """Whether a repository has a manifest."""
+        return self.objects.modified(_link(name, "_manifests", digest)) is not None
+
+    def _record(self, name: str, digest: Digest) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads(self.objects.get(_link(name, "_manifests", digest)))
+        except FileNotFoundError:
+            return None
+        return record
+
+    def document(self, digest: Digest) -> bytes:
+        """A manifest's bytes. ``MANIFEST_UNKNOWN`` when they have just been removed."""
+        try:
+            return b"".join(self.objects.read(digest, 0, self._blob_size(digest) or 0))
+        except FileNotFoundError:
+            raise RegistryError("MANIFEST_UNKNOWN", "manifest unknown", {"digest": digest}) from None
 
     def _resolve(self, name: str, reference: str) -> Digest:
         if ":" in reference:
             return Digest.parse(reference)
+        found = self.tagged(name, reference)
+        if found is None:
+            raise self._unknown(name, reference)
+        return found
+
+    def tagged(self, name: str, tag: str) -> Digest | None:
+        """What a tag names."""
         try:
-            return Digest.parse((self._repository(name) / "_tags" / reference).read_text())
+            return Digest.parse(self.objects.get(f"repositories/{name}/_tags/{tag}").decode())
         except FileNotFoundError:
-            raise self._unknown(name, reference) from None
+            return None
 
     def _unknown(self, name: str, reference: str) -> RegistryError:
-        if not (self._repository(name) / "_manifests").is_dir():
+        if not self.has_repository(name):
             return RegistryError("NAME_UNKNOWN", "repository name not known to registry", {"name": name})
         detail = {"digest": reference} if ":" in reference else {"tag": reference}
         return RegistryError("MANIFEST_UNKNOWN", "manifest unknown", detail)
 
     def delete_manifest(self, name: str, digest: Digest) -> None:
         """With the tags that name it. ``MANIFEST_UNKNOWN``."""
-        link = self._link(name, "_manifests", digest)
-        try:
-            record = json.loads(link.read_bytes())
-        except FileNotFoundError:
-            raise self._unknown(name, digest) from None
+        record = self._record(name, digest)
+        if record is None:
+            raise self._unknown(name, digest)
         for tag in self.tags(name):
-            if (self._repository(name) / "_tags" / tag).read_text() == digest:
-                (self._repository(name) / "_tags" / tag).unlink()
+            if self.tagged(name, tag) == digest:
+                self.objects.remove(f"repositories/{name}/_tags/{tag}")
         if record.get("subject"):
-            referrer = self._link(name, "_referrers", Digest.parse(record["subject"])) / digest.replace(":", "-")
-            referrer.unlink(missing_ok=True)
-        link.unlink(missing_ok=True)
-        self._write_layout(name)
+            self.objects.remove(_referrer(name, record["subject"], digest))
+        self.objects.remove(_link(name, "_manifests", digest))
+        self.write_layout(name)
 
     def delete_tag(self, name: str, tag: str) -> None:
         """``MANIFEST_UNKNOWN``."""
-        try:
-            (self._repository(name) / "_tags" / tag).unlink()
-        except FileNotFoundError:
-            raise self._unknown(name, tag) from None
-        self._write_layout(name)
+        if not self.objects.remove(f"repositories/{name}/_tags/{tag}"):
+            raise self._unknown(name, tag)
+        self.write_layout(name)
 
     def tags(self, name: str) -> list[str]:
         """All tags in order."""
-        return self._names(self._repository(name) / "_tags")
+        return self.objects.names(f"repositories/{name}/_tags")
+
+    def tag_time(self, name: str, tag: str) -> float:
+        """When a tag was last pushed (0 when it is not there)."""
+        return self.objects.modified(f"repositories/{name}/_tags/{tag}") or 0.0
+
+    def manifests(self, name: str) -> list[Digest]:
+        """Digests of all manifests of a repository."""
+        return self._links(name, "_manifests")
+
+    def manifest_time(self, name: str, digest: Digest) -> float:
+        """When a manifest was last pushed (0 when it is not there)."""
+        return self.objects.modified(_link(name, "_manifests", digest)) or 0.0
 
     def has_repository(self, name: str) -> bool:
-        return (self._repository(name) / "_manifests").is_dir()
+        """Whether it has, or had, a manifest."""
+        return "_manifests" in self.objects.names(f"repositories/{name}")
 
     def referrers(self, name: str, digest: Digest) -> list[dict[str, Any]]:
         """Descriptors of the manifests that name ``digest`` as their subject."""
-        directory = self._link(name, "_referrers", digest)
-        return [json.loads((directory / entry).read_bytes()) for entry in self._names(directory)]
+        found = []
+        folder = _referrers(name, digest)
+        for entry in self.objects.names(folder):
+            try:
+                found.append(json.loads(self.objects.get(f"{folder}/{entry}")))
+            except FileNotFoundError:  # deleted this moment
+                continue
+        return found
 
     def repositories(self) -> list[str]:
         """Names of all repositories that have (or had) a manifest or a blob, in order."""
-        top = self.root / "repositories"
-        found = []
-        for directory, names, _ in os.walk(top):
+        found: list[str] = []
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            names = self.objects.names(f"repositories/{folder}" if folder else "repositories")
             if "_manifests" in names or "_blobs" in names:
-                found.append(os.path.relpath(directory, top))
-            names[:] = [name for name in names if not name.startswith("_")]
+                found.append(folder)
+            folders += [f"{folder}/{name}" if folder else name for name in names if not name.startswith("_")]
         return sorted(found)
 
-    # Upkeep
+    def write_layout(self, name: str) -> None:
+        """Show other tools the repository as an OCI layout: an entry for each tag, and one for each manifest without."""
+        if self.local:
+            with self._describing[hash(name) % len(self._describing)]:
+                self.objects.layout(name, self._entries(name))
 
-    def collect(self, grace: float = 24 * 3600.0) -> tuple[int, int]:
-        """Take blobs from repositories whose manifests do not name them (uploaded ``grace`` seconds ago or earlier), then remove what no
-        repository has, and old uploads. Safe beside pushes. Returns (blobs, bytes) removed."""
-        blobs = size = 0
-        with self._linking:
-            for name in self.repositories():
-                self._unlink_unused(name, time.time() - grace)
-            named = {
-                digest
-                for name in self.repositories()
-                for kind in ("_blobs", "_manifests")
-                for digest in self._digests(self._repository(name) / kind)
-            }
-            for digest in self._digests(self.root / "blobs"):
-                if digest not in named:
-                    size += self._blob(digest).stat().st_size
-                    self._blob(digest).unlink(missing_ok=True)
-                    blobs += 1
-        for identifier in self._names(self.root / "uploads"):
-            data = self.root / "uploads" / identifier / "data"
-            if not data.exists() or time.time() - data.stat().st_mtime > UPLOAD_HOURS * 3600:
-                self._forget(identifier)
-        return blobs, size
-
-    def _unlink_unused(self, name: str, before: float) -> None:
-        used: set[str] = set()
-        for digest in self._digests(self._repository(name) / "_manifests"):
-            try:
-                used.update(named_by(json.loads(self._blob(digest).read_bytes())))
-            except (OSError, ValueError):
-                continue
-        for digest in self._digests(self._repository(name) / "_blobs"):
-            link = self._link(name, "_blobs", digest)
-            if digest not in used and link.stat().st_mtime <= before:
-                link.unlink(missing_ok=True)
-
-    def _digests(self, top: Path) -> list[Digest]:
-        return [Digest.parse(f"{algorithm}:{entry}") for algorithm in self._names(top) for entry in self._names(top / algorithm)]
-
-    def scrub(self) -> list[str]:
-        """Verify every blob; returns the digests of those whose bytes do not match."""
-        bad = []
-        for digest in self._digests(self.root / "blobs"):
-            hasher = digest.hasher()
-            with self.open(digest) as file:
-                while chunk := file.read(1 << 20):
-                    hasher.update(chunk)
-            if not digest.matches(hasher):
-                bad.append(str(digest))
-        return bad
-
-    # Files
-
-    @staticmethod
-    def _names(directory: Path) -> list[str]:
-        try:
-            return sorted(name for name in os.listdir(directory) if not name.startswith("."))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    @staticmethod
-    def _write(path: Path, data: bytes) -> None:
-        make_directory(path.parent, 0o755)
-        replace_file(path, data, mode=0o644)
-
-    def _touch(self, path: Path) -> None:
-        if not path.exists():
-            self._write(path, b"")
-
-    def _write_layout(self, name: str) -> None:
-        """The repository's index.json: one entry for each tag, and one for each manifest without."""
-        directory = self._repository(name) / "_oci"
-        if not (directory / "oci-layout").exists():
-            make_directory(directory, 0o755)
-            if not (directory / "blobs").is_symlink():
-                (directory / "blobs").symlink_to(os.path.relpath(self.root / "blobs", directory))
-            replace_file(directory / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}', mode=0o644)
+    def _entries(self, name: str) -> list[dict[str, object]]:
         tags: dict[str, list[str]] = {}
         for tag in self.tags(name):
-            tags.setdefault((self._repository(name) / "_tags" / tag).read_text(), []).append(tag)
-        entries: list[dict[str, Any]] = []
-        top = self._repository(name) / "_manifests"
-        for algorithm in self._names(top):
-            for entry in self._names(top / algorithm):
-                record = json.loads((top / algorithm / entry).read_bytes())
-                digest = f"{algorithm}:{entry}"
-                descriptor = {"mediaType": record["mediaType"], "digest": digest, "size": record["size"]}
-                annotated = [descriptor | {"annotations": {"org.opencontainers.image.ref.name": tag}} for tag in tags.get(digest, ())]
-                entries.extend(annotated or [descriptor])
-        index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
-        replace_file(directory / "index.json", json.dumps(index, indent=1).encode(), durable=False, mode=0o644)
+            tags.setdefault(str(self.tagged(name, tag)), []).append(tag)
+        entries: list[dict[str, object]] = []
+        for digest in self.manifests(name):
+            record = self._record(name, digest)
+            if record is None:
+                continue
+            descriptor = {"mediaType": record["mediaType"], "digest": digest, "size": record["size"]}
+            annotated = [descriptor | {"annotations": {"org.opencontainers.image.ref.name": tag}} for tag in tags.get(digest, ())]
+            entries.extend(annotated or [descriptor])
+        return entries
+
+
+def _link(name: str, kind: str, digest: Digest) -> str:
+    return f"repositories/{name}/{kind}/{digest.replace(':', '/', 1)}"
+
+
+def _referrers(name: str, subject: str) -> str:
+    return f"repositories/{name}/_referrers/{Digest.parse(subject).replace(':', '/', 1)}"
+
+
+def _referrer(name: str, subject: str, digest: Digest) -> str:
+    return f"{_referrers(name, subject)}/{digest.replace(':', '-', 1)}"
+
+
+def _no_blob(digest: Digest) -> RegistryError:
+    return RegistryError("BLOB_UNKNOWN", "blob unknown to registry", {"digest": digest})

@@ -16,7 +16,9 @@ from tare.errors import InvalidArgument, TareError
 from tare.http.listen import ListenError
 from tare.http.server import Server
 from tare.http.tls import server_context
-from tare.registry.storage import FileStorage
+from tare.registry.files import FileObjects
+from tare.registry.storage import Storage
+from tare.registry.upkeep import collect, scrub
 
 COLLECT_SECONDS = 6 * 3600.0
 _LOOPBACK = ("127.", "localhost", "[::1]")
@@ -45,17 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. 0, or 1 with a message on standard error."""
     options = parser().parse_args(argv)
     try:
-        storage = FileStorage(options.root)
-    except BlockingIOError:
-        return _fail(f"{options.root} is in use by another registry process")
+        storage = Storage(FileObjects(options.root))
     except OSError as error:
         return _fail(f"cannot open {options.root}: {error.strerror}")
     try:
         if options.verb == "gc":
-            blobs, size = storage.collect()
+            blobs, size = collect(storage)
             print(json.dumps({"blobs": blobs, "bytes": size}))
         elif options.verb == "scrub":
-            bad = storage.scrub()
+            bad = [str(digest) for digest in scrub(storage)]
             print(json.dumps({"corrupt": bad}))
             return 1 if bad else 0
         else:
@@ -72,7 +72,7 @@ def _fail(message: str) -> int:
     return 1
 
 
-async def serve(storage: FileStorage, options: argparse.Namespace) -> None:
+async def serve(storage: Storage, options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT; transfers under way get a moment to end."""
     logging.basicConfig(
         level=options.log_level.upper(), format='time="%(asctime)s" level=%(levelname)s msg="%(message)s"', stream=sys.stderr
@@ -106,12 +106,13 @@ async def serve(storage: FileStorage, options: argparse.Namespace) -> None:
     await stopped.wait()
     upkeep.cancel()
     await server.close(timeout=15)
+    face.close()
 
 
-async def _collect_now_and_then(storage: FileStorage) -> None:
+async def _collect_now_and_then(storage: Storage) -> None:
     while True:
         await asyncio.sleep(COLLECT_SECONDS)
-        await asyncio.to_thread(storage.collect)
+        await asyncio.to_thread(collect, storage)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""Upkeep of a registry's content while it serves: the collection of what nobody needs, retention of tags, verification of digests.
+
+**Collection.** A push first stores a blob, then links it, then looks once more whether the blob is there (``Storage._hold``). The
+collection hides a blob that no link names, then reads the links once more: who has linked it meanwhile gets it back, else it is destroyed.
+Whatever the order, one of the two sees the other, so that no process has to lock another out. A blob that a killed collection left hidden
+is brought back by the first who misses it, and by the next collection.
+
+The same with a repository's links to blobs that no manifest names: they go after a ``grace`` (a push uploads blobs before the manifest),
+and come back when a manifest that names them appeared at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tare.oci.digest import Digest
+from tare.registry.errors import RegistryError
+from tare.registry.storage import Storage
+
+GRACE = 24 * 3600.0
+UPLOAD_SECONDS = 168 * 3600.0
+"""Uploads untouched for so long are given up."""
+
+
+class Retention(NamedTuple):
+    """What of a repository's tags is kept; what no rule keeps is removed. Zero: the rule is not used."""
+
+    newest: int = 0
+    """So many tags, those pushed last."""
+    seconds: float = 0.0
+    """Tags pushed so lately."""
+    untagged_seconds: float = 0.0
+    """Manifests that no tag, index or subject keeps go when they were pushed so long ago."""
+
+
+def named_by(document: dict[str, Any]) -> list[Digest]:
+    """Digests of the blobs and manifests that a manifest or index names."""
+    parts = [document.get("config"), *(document.get("layers") or ()), *(document.get("blobs") or ()), *(document.get("manifests") or ())]
+    return [Digest.parse(str(part["digest"])) for part in parts if isinstance(part, dict) and "digest" in part]
+
+
+def collect(storage: Storage, grace: float = GRACE) -> tuple[int, int]:
+    """Remove blobs that no manifest names (linked ``grace`` seconds ago or earlier) and uploads given up. Returns (blobs, bytes)."""
+    objects = storage.objects
+    now = time.time()
+    hidden = list(objects.hidden())
+    for name in storage.repositories():
+        _unlink_unused(storage, name, now - grace)
+    held = _held(storage)
+    for digest in objects.blobs():
+        if digest not in held:
+            objects.hide(digest)
+            hidden.append(digest)
+    blobs = size = 0
+    if hidden:
+        held = _held(storage)
+    for digest in hidden:
+        if digest in held:
+            objects.unhide(digest)
+            continue
+        removed = objects.destroy(digest)
+        blobs, size = blobs + 1, size + removed
+    for upload, changed in list(objects.uploads()):
+        if now - changed > UPLOAD_SECONDS:
+            objects.drop(upload)
+    objects.tidy(now - grace)
+    for name in storage.repositories():
+        storage.write_layout(name)
+    return blobs, size
+
+
+def _held(storage: Storage) -> set[Digest]:
+    return {digest for name in storage.repositories() for digest in (*storage.blobs(name), *storage.manifests(name))}
+
+
+def _used(storage: Storage, name: str) -> set[Digest]:
+    used: set[Digest] = set()
+    for digest in storage.manifests(name):
+        try:
+            used.update(named_by(json.loads(storage.document(digest))))
+        except (RegistryError, ValueError):
+            continue
+    return used
+
+
+def _unlink_unused(storage: Storage, name: str, before: float) -> None:
+    used, linked = _used(storage, name), storage.blobs(name)
+    for digest in used.difference(linked, storage.manifests(name)):  # a killed collection took the link away
+        if storage.objects.size(digest) is not None or digest in storage.objects.hidden():
+            _try_link(storage, name, digest)
+    gone = [digest for digest in linked if digest not in used and storage.link_time(name, digest) <= before]
+    for digest in gone:
+        try:
+            storage.delete_blob(name, digest)
+        except RegistryError:
+            continue
+    if gone:
+        for digest in _used(storage, name).intersection(gone):
+            _try_link(storage, name, digest)
+
+
+def _try_link(storage: Storage, name: str, digest: Digest) -> None:
+    try:
+        storage.link_blob(name, digest)
+    except RegistryError:
+        return
+
+
+def scrub(storage: Storage) -> Iterator[Digest]:
+    """Verify every blob; yields the digests of those whose bytes do not match."""
+    for digest in storage.objects.blobs():
+        hasher = digest.hasher()
+        size = storage.objects.size(digest)
+        try:
+            for data in storage.objects.read(digest, 0, size or 0):
+                hasher.update(data)
+        except FileNotFoundError:
+            if size is None or storage.objects.size(digest) is None:
+                continue  # collected meanwhile
+        if not digest.matches(hasher):
+            yield digest
+
+
+def retain(storage: Storage, name: str, rules: Retention) -> list[str]:
+    """Remove the tags (and manifests) that no rule keeps; returns their names. Their blobs go with the next collection."""
+    now = time.time()
+    removed = []
+    if rules.newest or rules.seconds:
+        tags = sorted(((storage.tag_time(name, tag), tag) for tag in storage.tags(name)), reverse=True)
+        for place, (pushed, tag) in enumerate(tags):
+            if (rules.newest and place < rules.newest) or (rules.seconds and now - pushed < rules.seconds):
+                continue
+            try:
+                storage.delete_tag(name, tag)
+            except RegistryError:
+                continue
+            removed.append(tag)
+    if rules.untagged_seconds:
+        removed += _remove_untagged(storage, name, now - rules.untagged_seconds)
+    return removed
+
+
+def _remove_untagged(storage: Storage, name: str, before: float) -> list[str]:
+    """Manifests that neither a tag nor a kept index or subject leads to."""
+    kept = {found for tag in storage.tags(name) if (found := storage.tagged(name, tag))}
+    waiting = list(kept)
+    while waiting:
+        digest = waiting.pop()
+        try:
+            more = set(named_by(json.loads(storage.document(digest))))
+        except (RegistryError, ValueError):
+            more = set()
+        more.update(Digest.parse(str(found["digest"])) for found in storage.referrers(name, digest))
+        waiting += more - kept
+        kept |= more
+    removed = []
+    for digest in storage.manifests(name):
+        if digest not in kept and storage.manifest_time(name, digest) < before:
+            try:
+                storage.delete_manifest(name, digest)
+            except RegistryError:
+                continue
+            removed.append(str(digest))
+    return removed
