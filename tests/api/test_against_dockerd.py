@@ -36,7 +36,7 @@ STATUSES = {
     "*unpause": "500 in 20.10 where the API says 409",
     "kill signal number": "500 for bad parameters in 20.10",
     "top bad args": "500 for bad parameters in 20.10",
-    "remove bad bool": "links are not offered",
+    "remove bad bool": "500 in 20.10 where the API says 409",
     "exec *": "500 for bad bodies in 20.10",
     "image tag bad*": "500 for bad references in 20.10",
     "image tag nothing": "500 for bad references in 20.10",

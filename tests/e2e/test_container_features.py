@@ -147,6 +147,7 @@ def test_links(engine: Daemon) -> None:
     ]  # fmt: skip
     engine.docker("run", "-d", "--name", "long", "--link", "web", "busybox", "sleep", "1000")
     assert engine.docker("inspect", "-f", "{{.HostConfig.Links}}", "long").stdout == "[/web:/long/web]\n"
+    assert engine.docker("ps", "--no-trunc", "--filter", "name=^/web$", "--format", "{{.Names}}").stdout == "web,long/web\n"
     engine.docker("stop", "-t", "0", "web")
     engine.docker("run", "-d", "--name", "other", "busybox", "sleep", "1000")  # takes the address
     engine.docker("start", "web")
@@ -155,6 +156,10 @@ def test_links(engine: Daemon) -> None:
     engine.docker("stop", "-t", "0", "web", "long")
     done = engine.docker("start", "long", check=False)
     assert "Cannot link to a non running container: /web AS /long/web" in done.stderr
+    engine.docker("rm", "--link", "/long/web")
+    assert engine.docker("inspect", "-f", "{{.HostConfig.Links}}", "long").stdout == "[]\n"
+    assert "No such container: long/web" in engine.docker("rm", "--link", "/long/web", check=False).stderr
+    engine.docker("start", "long")
 
 
 @pytest.mark.parametrize("driver", ["local", "json-file"])

@@ -23,6 +23,7 @@ from tare.containers.container import Container
 from tare.containers.execs import ExecSessions
 from tare.containers.launch import Launcher
 from tare.containers.lifecycle import Lifecycle
+from tare.containers.links import links_of, parse_link
 from tare.containers.logs import LogReader
 from tare.containers.merge import merge
 from tare.containers.mounting import ContainerMounts
@@ -174,6 +175,9 @@ class Containers:
         found = self._by_id.get(bare) or self._by_name.get(bare)
         if found is not None:
             return found
+        parent, _, alias = bare.rpartition("/")
+        if parent:
+            return self._by_link(parent, alias, reference)
         matches = [container for key, container in self._by_id.items() if bare and key.startswith(bare)]
         if len(matches) == 1:
             return matches[0]
@@ -182,6 +186,24 @@ class Containers:
         raise NotFound(f"No such container: {reference}")
 
     resolve = get
+
+    def _by_link(self, parent: str, alias: str, reference: str) -> Container:
+        """The container that another one calls by this alias."""
+        other = self._by_name.get(parent)
+        for link in links_of(other.record.host_config) if other is not None else ():
+            if link.alias == alias:
+                return self.get(link.target)
+        raise NotFound(f"No such container: {reference}")
+
+    def link_names(self) -> dict[str, list[str]]:
+        """By container ID: the further names that links give it, ``PARENT/ALIAS``."""
+        found: dict[str, list[str]] = {}
+        for parent in self._by_id.values():
+            for link in links_of(parent.record.host_config):
+                target = self._by_name.get(link.target) or self._by_id.get(link.target)
+                if target is not None:
+                    found.setdefault(target.id, []).append(f"{parent.name}/{link.alias}")
+        return found
 
     def all(self) -> list[Container]:
         """All containers, newest first."""
@@ -344,6 +366,20 @@ class Containers:
             if container.running:
                 await self._networks.unplug(container.id, name)
                 self.launcher.rewrite_files(container.record)
+
+    async def remove_link(self, reference: str) -> None:
+        """Take a link (``PARENT/ALIAS``) from the container that has it."""
+        self.get(reference)
+        name, _, alias = reference.strip("/").rpartition("/")
+        if not name:
+            raise Conflict("Conflict, cannot remove the default link name of the container")
+        parent = self.get(name)
+        async with parent.lock:
+            host = parent.record.host_config
+            host.links = [text for text in host.links or () if parse_link(text).alias != alias]
+            parent.save(self._records)
+            if parent.running:
+                self.launcher.rewrite_files(parent.record)
 
     async def update(self, container: Container, request: UpdateRequest) -> list[str]:
         """Change a container's limits or restart policy; returns warnings."""

@@ -265,18 +265,19 @@ def inspect_view(
 def list_view(
     container: Container,
     *,
+    names: Iterable[str],
     image_name: str,
     connections: Mapping[str, Connection],
     mounts: Iterable[dict[str, Any]],
     sizes: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """One item of ``GET /containers/json``."""
+    """One item of ``GET /containers/json``. ``names``: its own, then those that links give it."""
     record = container.record
     health = container.health.status if container.health else ""
     settings = network_settings(record, connections)
     view: dict[str, Any] = {
         "Id": record.id,
-        "Names": [f"/{record.name}"],
+        "Names": [f"/{name}" for name in names],
         "Image": image_name,
         "ImageID": record.image,
         "Command": command_text(record),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -68,10 +69,11 @@ class ContainerHandlers:
         size = boolean(request, "size")
         items: list[dict[str, Any]] = []
         names: ImageNames = {}
+        links = self._containers.link_names()
         for container in self._containers.all():
             if not (everything or container.running or "status" in filters or "exited" in filters) or not wanted(container):
                 continue
-            items.append(differences.list_item(await self._list_item(container, size, names), version))
+            items.append(differences.list_item(await self._list_item(container, size, names, links), version))
             if limit > 0 and len(items) >= limit:
                 break
         return json_response(items)
@@ -79,15 +81,17 @@ class ContainerHandlers:
     async def summaries(self, version: ApiVersion) -> list[dict[str, Any]]:
         """Every container as the list shows it, with sizes."""
         names: ImageNames = {}
-        return [differences.list_item(await self._list_item(each, True, names), version) for each in self._containers.all()]
+        links = self._containers.link_names()
+        return [differences.list_item(await self._list_item(each, True, names, links), version) for each in self._containers.all()]
 
-    async def _list_item(self, container: Container, size: bool, names: ImageNames) -> dict[str, Any]:
+    async def _list_item(self, container: Container, size: bool, names: ImageNames, links: Mapping[str, list[str]]) -> dict[str, Any]:
         record = container.record
         image = (record.config.image, record.image)
         if image not in names:
             names[image] = self._image_name(record)
         return views.list_view(
             container,
+            names=(record.name, *links.get(record.id, ())),
             image_name=names[image],
             connections=self._connections(record),
             mounts=self._mounts(record),
@@ -183,7 +187,8 @@ class ContainerHandlers:
     async def remove(self, request: Request) -> Response:
         self._get(request)
         if boolean(request, "link"):
-            raise InvalidArgument("links between containers are not offered: remove the container itself")
+            await self._containers.remove_link(request.params["id"])
+            return NO_CONTENT
         await self._containers.remove(self._get(request), force=boolean(request, "force"), volumes=boolean(request, "v"))
         return NO_CONTENT
 

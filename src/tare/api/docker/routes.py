@@ -122,8 +122,8 @@ def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
     routes.add("POST", "/containers/create", containers.create)
     routes.add("GET", "/containers/json", containers.index)
     routes.add("POST", "/containers/prune", plain(containers.prune))
-    routes.add("GET", "/containers/{id}/json", containers.inspect)
-    routes.add("DELETE", "/containers/{id}", plain(containers.remove))
+    routes.add("GET", "/containers/{id:*}/json", containers.inspect)
+    routes.add("DELETE", "/containers/{id:*}", plain(containers.remove))
     for name in ("start", "kill", "pause", "unpause", "rename", "resize"):
         routes.add("POST", f"/containers/{{id}}/{name}", plain(getattr(containers, name)))
     for name in ("stop", "restart", "update", "wait"):
