@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Sink = Callable[[bytes | memoryview], None]
 """Takes a piece; the memory is not its own. Runs in the worker thread; what it raises, ``receive`` raises."""
 
-BUFFER = 1 << 20
+BUFFER = 1 << 17
 TURN = 16 << 20
 """Bytes after which a thread lets the next connection have its turn."""
 PATIENCE = 20

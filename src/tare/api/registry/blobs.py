@@ -18,8 +18,8 @@ from tare.registry.errors import RegistryError
 from tare.registry.quotas import Quotas
 from tare.registry.storage import Appender, Storage
 
-TRANSFERS = 12
-"""Threads for the bytes of uploads and of blobs that are no files."""
+TRANSFERS, DISTANT_TRANSFERS = 6, 16
+"""Threads for the bytes of uploads and of blobs that are no files: more than a few only help where they wait for others."""
 VERSION = (("Docker-Distribution-API-Version", "registry/2.0"),)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d+|\*))?", re.ASCII)
@@ -35,8 +35,8 @@ class Blobs:
         self._storage = storage
         self._quotas = quotas
         self._deletion = deletion
-        self._transfers = ThreadPoolExecutor(TRANSFERS, "transfer")
-        self._short = ThreadPoolExecutor(TRANSFERS, "storage")
+        self._transfers = ThreadPoolExecutor(TRANSFERS if storage.local else DISTANT_TRANSFERS, "transfer")
+        self._short = ThreadPoolExecutor(DISTANT_TRANSFERS, "storage")
 
     def close(self) -> None:
         """End the threads."""
