@@ -17,13 +17,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tare.builder import exporting, parser, stages
+from tare.builder import calls, checks, exporting, parser, stages
+from tare.builder import instructions as ins
 from tare.builder.cache import Cache, CacheRecord
+from tare.builder.checkrules import RULES
+from tare.builder.checks import Finding
 from tare.builder.errors import DockerfileError
 from tare.builder.exporting import Exporter
 from tare.builder.ignore import Patterns
 from tare.builder.publication import Result
-from tare.builder.request import BuildRequest, Note, Say, Text
+from tare.builder.request import BuildRequest, Note, Say, Text, Trace
 from tare.builder.running import Runner
 from tare.builder.sessions import Session, Sessions
 from tare.builder.solver import Build
@@ -109,7 +112,11 @@ class Builder:
         _hide_ignored(context, request.dockerfile)
         builds: list[Build] = []
         try:
+            if request.call:
+                await say(Note("call", self._called(request, text, context)))
+                return ""
             dockerfile = parser.parse(text, request.dockerfile)
+            await self._checked(request, dockerfile, text, context, say)
             async with self.images.pins() as pins:
                 results = []
                 for one in _per_platform(request):
@@ -122,6 +129,55 @@ class Builder:
         except TareError as error:
             await say(Note("failure", _place(error, text, request.dockerfile, builds)))
             raise
+
+    def _called(self, request: BuildRequest, text: bytes, context: TarTree) -> dict[str, Any]:
+        """The answer to ``--call``."""
+        shown = text.decode("utf-8", "replace")
+        if request.call == "check":
+            return self._lint(request, text, context)
+        dockerfile = parser.parse(text, request.dockerfile)
+        if request.call == "targets":
+            return calls.targets(dockerfile, shown)
+        if request.call == "outline":
+            graph = stages.plan(dockerfile, request.build_args, request.target, request.platform)
+            return calls.outline(graph, shown, request.build_args)
+        raise InvalidArgument(f"unknown call {request.call!r}: check, outline or targets is expected")
+
+    def _lint(self, request: BuildRequest, text: bytes, context: TarTree) -> dict[str, Any]:
+        findings: list[Finding] = []
+        try:
+            dockerfile = parser.parse(text, request.dockerfile)
+            findings = self._findings(request, dockerfile, text, context)
+            stages.plan(dockerfile, request.build_args, request.target, request.platform)
+            if findings and checks.settings_of(dockerfile, request.build_args).error:
+                raise checks.violation(findings, dockerfile)
+        except InvalidArgument as error:
+            return calls.lint(findings, text, request.dockerfile, error)
+        return calls.lint(findings, text, request.dockerfile, None)
+
+    def _findings(self, request: BuildRequest, dockerfile: ins.Dockerfile, text: bytes, context: TarTree) -> list[Finding]:
+        def base_env(name: str) -> Sequence[str] | None:
+            try:
+                return self.images.get(name).config.container.env or ()
+            except TareError:
+                return None
+
+        names = (f"{request.dockerfile}.dockerignore", ".dockerignore")
+        found = next((found for name in names if (found := context.find(name.encode("utf-8", "surrogateescape"))) is not None), None)
+        patterns = Patterns(b"".join(context.read(found)).decode("utf-8", "replace")) if found is not None else None
+        return checks.check(dockerfile, text.decode("utf-8", "replace"), request.build_args, base_env, patterns)
+
+    async def _checked(self, request: BuildRequest, dockerfile: ins.Dockerfile, text: bytes, context: TarTree, say: Say) -> None:
+        """Tell of what the checks find; an error when the Dockerfile wants it to be one."""
+        settings = checks.settings_of(dockerfile, request.build_args)
+        if not (request.trace or settings.error):
+            return
+        findings = self._findings(request, dockerfile, text, context)
+        if findings and settings.error:
+            raise checks.violation(findings, dockerfile)
+        warnings = [{"level": 1, "short": calls.short(each), "url": RULES[each.rule].url} for each in findings]
+        if warnings:
+            await say(Trace({"warnings": warnings}))
 
     async def _result(self, build: Build, say: Say) -> Result:
         """Build for one platform."""

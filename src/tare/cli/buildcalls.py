@@ -43,11 +43,13 @@ def _check(found: dict[str, Any]) -> None:
 
 def _excerpt(found: dict[str, Any], location: dict[str, Any]) -> str:
     """The lines with two of their neighbours, as BuildKit frames them."""
-    source = found["sources"][location.get("sourceIndex") or 0]
-    lines = source["lines"]
-    first, last = location["first"], location["last"]
-    if not first:
+    from binascii import a2b_base64
+
+    source, ranges = found["sources"][location.get("sourceIndex") or 0], location.get("ranges")
+    if not ranges:
         return ""
+    lines = a2b_base64(source["data"]).decode("utf-8", "replace").splitlines()
+    first, last = ranges[0]["start"]["line"], ranges[-1]["end"]["line"]
     text = f"{source['filename']}:{first}\n{'-' * 20}\n"
     for number in range(max(1, first - 2), min(len(lines), last + 2) + 1):
         mark = ">>>" if first <= number <= last else "   "
