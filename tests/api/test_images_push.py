@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from debian_registry import docker_registry
 from engine_world import Daemon
 from image_builder import build_image, tar_of, write_layout
-from registry_world import docker_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 

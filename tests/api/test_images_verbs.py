@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import pytest
 
+from debian_registry import docker_registry
 from docker_calls import UnixConnection
 from engine_world import Daemon, busybox_tar
-from registry_world import docker_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 

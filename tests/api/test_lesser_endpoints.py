@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from debian_registry import docker_registry
 from docker_calls import Recorder, UnixConnection
 from engine_world import Daemon
-from registry_world import docker_registry
 
 pytestmark = [pytest.mark.root]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from debian_registry import docker_registry
 from engine_world import Daemon
 from fake_registry import Background
 from image_builder import build_image
-from registry_world import docker_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 
