@@ -1,50 +1,88 @@
-"""Debian's docker-registry on a free loopback port, open or with alice's password."""
+"""A registry process of ours and a client for it."""
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
-import shutil
-import socket
+import signal
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
-
-HTPASSWD = "alice:$2b$05$abcdefghijklmnopqrstuuhKF09ZYWwH2zP/0fwE1X8e/Q1YNx/hO\n"
-"""Alice's password is "x", as bcrypt: the only kind that the registry takes."""
+OCI = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
 
 
-@contextmanager
-def docker_registry(root: Path, *, closed: bool = False) -> Iterator[str]:
-    """Its address; ``closed`` asks for alice's password."""
-    if shutil.which("docker-registry") is None:
-        pytest.skip("needs docker-registry: apt-get install docker-registry")
-    root.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings: dict[str, object] = {
-        "version": 0.1,
-        "log": {"level": "error"},
-        "storage": {"filesystem": {"rootdirectory": str(root / "registry")}},
-        "http": {"addr": f"127.0.0.1:{port}"},
-    }
-    if closed:
-        (root / "htpasswd").write_text(HTPASSWD)
-        settings["auth"] = {"htpasswd": {"realm": "test", "path": str(root / "htpasswd")}}
-    (root / "registry.yml").write_text(json.dumps(settings))
-    with (root / "registry.log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", root / "registry.yml"], stdout=log, stderr=log)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+class Registry:
+    """A registry process and a client for it."""
+
+    def __init__(self, root: Path | str, *options: str) -> None:
+        self.root = root
+        self.options = options
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "tare.api.registry.serve",
+            "serve",
+            "--root",
+            str(self.root),
+            "--listen",
+            "127.0.0.1:0",
+            *self.options,
+        ]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().split("tcp://")[1].strip()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection(self.address, timeout=20)
+        connection.request(method, path, body or None, headers or {})
+        response = connection.getresponse()
+        response.content = response.read()  # type: ignore[attr-defined]
+        connection.close()
+        return response
+
+    def push_blob(self, name: str, data: bytes) -> str:
+        digest = digest_of(data)
+        response = self.call("POST", f"/v2/{name}/blobs/uploads/?digest={digest}", data)
+        assert response.status == 201, content(response)
+        return digest
+
+    def push_image(self, name: str, tag: str, **fields: Any) -> str:
+        config, layer = self.push_blob(name, b"{}"), self.push_blob(name, b"layer")
+        document = {
+            "schemaVersion": 2,
+            "mediaType": OCI,
+            "config": {"mediaType": "application/x", "digest": config, "size": 2},
+            "layers": [{"mediaType": "application/y", "digest": layer, "size": 5}],
+        } | fields
+        data = json.dumps(document).encode()
+        response = self.call("PUT", f"/v2/{name}/manifests/{tag or digest_of(data)}", data, {"Content-Type": OCI})
+        assert response.status == 201, content(response)
+        assert response.headers["Docker-Content-Digest"] == digest_of(data)
+        if "subject" in fields:
+            assert response.headers["OCI-Subject"] == fields["subject"]["digest"]
+        return digest_of(data)
+
+
+def content(response: http.client.HTTPResponse) -> bytes:
+    return response.content  # type: ignore[attr-defined,no-any-return]
+
+
+def code(response: http.client.HTTPResponse) -> str:
+    return str(json.loads(content(response))["errors"][0]["code"])

@@ -34,7 +34,7 @@ class UploadWriter(Protocol):
     """Where the next byte goes."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take ``data`` whole, or raise and be as before. The memory is the caller's again afterwards."""
+        """Take ``data``. The memory is the caller's again afterwards. After a failure ``offset`` says what stays."""
 
     def close(self) -> None:
         """Make what was written a part of the upload and let others write. Idempotent."""
@@ -97,7 +97,8 @@ class Objects(Protocol):
     def owner(self, upload: str) -> str | None:
         """As given to ``begin``; None when there is no such upload."""
 
-    def upload_size(self, upload: str) -> int: ...
+    def upload_size(self, upload: str) -> int:
+        """``Busy`` when two are writing at the same time."""
 
     def upload_writer(self, upload: str) -> UploadWriter:
         """``Busy`` while another writer is open."""

@@ -1,5 +1,6 @@
 """What a registry has: repositories with their blobs, manifests, tags and referrers, over ``objects.Objects``.
 
+    repositories/NAME/_repository           (empty) it has, or had, a manifest
     repositories/NAME/_blobs/ALG/HEX        (empty) the repository has this blob
     repositories/NAME/_manifests/ALG/HEX    {"mediaType", "size", "subject"}
     repositories/NAME/_tags/TAG             the digest
@@ -20,11 +21,13 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from tare.oci.digest import Digest, Hasher, new_hasher
 from tare.registry.errors import RegistryError
 from tare.registry.objects import Busy, Objects, Unavailable, UploadWriter
+
+T = TypeVar("T")
 
 _HASHERS = 1024
 """Uploads whose hash so far is remembered; of others it is computed from their bytes."""
@@ -67,8 +70,12 @@ class Appender:
         return self._writer.offset
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take ``data`` whole or not at all (``OSError``, ``Unavailable``)."""
-        self._writer.write(data)
+        """Take ``data``; ``OSError`` or ``Unavailable`` when it cannot be stored: what was not yet a part of the upload is lost then."""
+        try:
+            self._writer.write(data)
+        except BaseException:
+            self._algorithm = ""
+            raise
         if self._algorithm:
             self._hasher.update(data)
 
@@ -214,15 +221,12 @@ class Storage:
     def offset(self, name: str, upload: str) -> int:
         """How many bytes an upload has. ``BLOB_UPLOAD_UNKNOWN``."""
         self._check_upload(name, upload)
-        return self.objects.upload_size(upload)
+        return _unless_busy(self.objects.upload_size, upload)
 
     def append(self, name: str, upload: str, algorithm: str = "sha256") -> Appender:
         """Write to an upload's end; ``algorithm`` is that of the digest to come. ``BLOB_UPLOAD_UNKNOWN``, ``BLOB_UPLOAD_INVALID``."""
         self._check_upload(name, upload)
-        try:
-            writer = self.objects.upload_writer(upload)
-        except Busy:
-            raise RegistryError("BLOB_UPLOAD_INVALID", "another request is writing to this upload", status=409) from None
+        writer = _unless_busy(self.objects.upload_writer, upload)
 
         def keep(checkpoint: Checkpoint) -> None:
             self._checkpoints[upload] = checkpoint
@@ -230,7 +234,7 @@ class Storage:
             if len(self._checkpoints) > _HASHERS:
                 self._checkpoints.popitem(last=False)
 
-        return Appender(writer, self._checkpoints.get(upload), keep, algorithm)
+        return Appender(writer, self._checkpoints.pop(upload, None), keep, algorithm)
 
     def finish_upload(self, name: str, upload: str, digest: Digest) -> None:
         """Verify, make durable, link. ``DIGEST_INVALID`` leaves the upload as it is."""
@@ -270,6 +274,8 @@ class Storage:
         key = _link(name, "_manifests", digest)
         self.objects.put_blob(digest, data)
         is_new = self.objects.modified(key) is None
+        if is_new and not self.has_repository(name):
+            self.objects.put(_marker(name), b"")
         self.objects.put(key, json.dumps(record).encode())
         missing = [blob for blob in blobs if not (self._has_link(name, blob) and self._stays(blob, None)) and not self._hold(name, blob)]
         if missing or not self._stays(digest, lambda: self.objects.put_blob(digest, data)):
@@ -366,7 +372,7 @@ class Storage:
 
     def has_repository(self, name: str) -> bool:
         """Whether it has, or had, a manifest."""
-        return "_manifests" in self.objects.names(f"repositories/{name}")
+        return self.objects.modified(_marker(name)) is not None
 
     def referrers(self, name: str, digest: Digest) -> list[dict[str, Any]]:
         """Descriptors of the manifests that name ``digest`` as their subject."""
@@ -386,7 +392,7 @@ class Storage:
         while folders:
             folder = folders.pop()
             names = self.objects.names(f"repositories/{folder}" if folder else "repositories")
-            if "_manifests" in names or "_blobs" in names:
+            if "_repository" in names or "_blobs" in names:
                 found.append(folder)
             folders += [f"{folder}/{name}" if folder else name for name in names if not name.startswith("_")]
         return sorted(found)
@@ -412,8 +418,19 @@ class Storage:
         return entries
 
 
+def _unless_busy(function: Callable[[str], T], upload: str) -> T:
+    try:
+        return function(upload)
+    except Busy:
+        raise RegistryError("BLOB_UPLOAD_INVALID", "another request is writing to this upload", status=409) from None
+
+
 def _link(name: str, kind: str, digest: Digest) -> str:
     return f"repositories/{name}/{kind}/{digest.replace(':', '/', 1)}"
+
+
+def _marker(name: str) -> str:
+    return f"repositories/{name}/_repository"
 
 
 def _referrers(name: str, subject: str) -> str:

@@ -25,6 +25,10 @@ UPLOAD_SECONDS = 168 * 3600.0
 """Uploads untouched for so long are given up."""
 
 
+_WRITING_SECONDS = 3600.0
+"""Younger leftovers may be somebody's work."""
+
+
 class Retention(NamedTuple):
     """What of a repository's tags is kept; what no rule keeps is removed. Zero: the rule is not used."""
 
@@ -66,7 +70,7 @@ def collect(storage: Storage, grace: float = GRACE) -> tuple[int, int]:
     for upload, changed in list(objects.uploads()):
         if now - changed > UPLOAD_SECONDS:
             objects.drop(upload)
-    objects.tidy(now - grace)
+    objects.tidy(now - max(grace, _WRITING_SECONDS))
     for name in storage.repositories():
         storage.write_layout(name)
     return blobs, size

@@ -16,7 +16,7 @@ from tare.errors import InvalidArgument, TareError
 from tare.http.listen import ListenError
 from tare.http.server import Server
 from tare.http.tls import server_context
-from tare.registry.files import FileObjects
+from tare.registry.places import open_storage
 from tare.registry.storage import Storage
 from tare.registry.upkeep import collect, scrub
 
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--no-delete", action="store_true")
     serve.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
     for each in (serve, verbs.add_parser("gc"), verbs.add_parser("scrub")):
-        each.add_argument("--root", type=Path, required=True)
+        each.add_argument("--root", required=True)
     return found
 
 
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. 0, or 1 with a message on standard error."""
     options = parser().parse_args(argv)
     try:
-        storage = Storage(FileObjects(options.root))
-    except OSError as error:
-        return _fail(f"cannot open {options.root}: {error.strerror}")
+        storage = open_storage(options.root)
+    except InvalidArgument as error:
+        return _fail(str(error))
     try:
         if options.verb == "gc":
             blobs, size = collect(storage)

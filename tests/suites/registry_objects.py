@@ -1,0 +1,396 @@
+"""The contract of every place of a registry's content, and of the registry's storage over it, whatever the place.
+
+Subclass ``ObjectsContract`` and ``StorageContract`` with a fixture ``place``: the text for ``open_storage``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tare.oci.digest import Digest
+from tare.registry import upkeep
+from tare.registry.errors import RegistryError
+from tare.registry.objects import Busy, Objects
+from tare.registry.places import open_storage
+from tare.registry.quotas import Quotas
+from tare.registry.storage import Storage
+
+OCI = "application/vnd.oci.image.manifest.v1+json"
+BIG = 9 << 20
+
+
+def upload_id(number: int = 1) -> str:
+    return f"00000000-0000-4000-8000-{number:012x}"
+
+
+@pytest.fixture
+def storage(place: str) -> Iterator[Storage]:
+    found = open_storage(place)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def objects(storage: Storage) -> Objects:
+    return storage.objects
+
+
+def uploaded(objects: Objects, data: bytes, number: int = 1) -> str:
+    upload = upload_id(number)
+    objects.begin(upload, "a/b")
+    writer = objects.upload_writer(upload)
+    for start in range(0, len(data), 1 << 20):
+        writer.write(memoryview(data)[start : start + (1 << 20)])
+    writer.close()
+    return upload
+
+
+class ObjectsContract:
+    def test_documents(self, objects: Objects) -> None:
+        with pytest.raises(FileNotFoundError):
+            objects.get("repositories/a/_tags/v1")
+        assert objects.modified("repositories/a/_tags/v1") is None
+        assert objects.remove("repositories/a/_tags/v1") is False
+        before = time.time()
+        for tag, data in (("v1", b"one"), ("v2", b""), ("v10", b"ten"), ("v1", b"other")):
+            objects.put(f"repositories/a/_tags/{tag}", data)
+        objects.put("repositories/a/b/_tags/x", b"")
+        assert objects.get("repositories/a/_tags/v1") == b"other"
+        assert objects.get("repositories/a/_tags/v2") == b""
+        assert objects.names("repositories/a/_tags") == ["v1", "v10", "v2"]
+        assert objects.names("repositories/a") == ["_tags", "b"]
+        assert objects.names("repositories/none") == []
+        assert abs((objects.modified("repositories/a/_tags/v1") or 0) - before) < 30
+        assert objects.remove("repositories/a/_tags/v1") is True
+        assert objects.names("repositories/a/_tags") == ["v10", "v2"]
+
+    def test_a_document_is_no_folder(self, objects: Objects) -> None:
+        objects.put("repositories/a", b"x")
+        assert objects.names("repositories/a") == []
+        with pytest.raises(FileNotFoundError):
+            objects.get("repositories/a/b")
+
+    @pytest.mark.parametrize("size", [0, 1, 70_000, BIG])
+    def test_uploads_become_blobs(self, objects: Objects, size: int) -> None:
+        data = os.urandom(size)
+        digest = Digest.of(data)
+        upload = uploaded(objects, data)
+        assert (objects.owner(upload), objects.upload_size(upload)) == ("a/b", size)
+        assert b"".join(objects.read_upload(upload)) == data
+        assert objects.size(digest) is None
+        objects.publish(upload, digest)
+        objects.publish(upload, digest)
+        objects.drop(upload)
+        objects.drop(upload)
+        assert objects.owner(upload) is None
+        assert objects.size(digest) == size
+        assert b"".join(objects.read(digest, 0, size)) == data
+        assert b"".join(objects.read(digest, size // 3, size // 2)) == data[size // 3 : size // 2]
+        file = objects.file(digest)
+        if file is not None:
+            with file:
+                assert file.read() == data
+        assert list(objects.blobs()) == [digest]
+        objects.tidy(time.time() + 60)
+        assert b"".join(objects.read(digest, 0, size)) == data
+
+    def test_uploads_go_on_where_they_were(self, objects: Objects, place: str) -> None:
+        upload = uploaded(objects, b"before ")
+        other = open_storage(place)
+        writer = other.objects.upload_writer(upload)
+        assert writer.offset == 7
+        writer.write(b"after")
+        writer.close()
+        writer.close()
+        other.close()
+        assert b"".join(objects.read_upload(upload)) == b"before after"
+        assert [name for name, _ in objects.uploads()] == [upload]
+        objects.drop(upload)
+        assert not list(objects.uploads())
+        assert objects.owner(upload) is None
+
+    def test_one_writer(self, objects: Objects) -> None:
+        upload = uploaded(objects, b"x")
+        writer = objects.upload_writer(upload)
+        with pytest.raises(Busy):
+            objects.upload_writer(upload)
+        writer.close()
+        objects.upload_writer(upload).close()
+
+    def test_hidden_blobs(self, objects: Objects) -> None:
+        data = os.urandom(70_000)
+        digest, upload = Digest.of(data), uploaded(objects, data)
+        objects.publish(upload, digest)
+        objects.drop(upload)
+        objects.hide(digest)
+        assert (objects.size(digest), list(objects.blobs()), list(objects.hidden())) == (None, [], [digest])
+        with pytest.raises(FileNotFoundError):
+            b"".join(objects.read(digest, 0, 1))
+        assert objects.unhide(digest)
+        assert b"".join(objects.read(digest, 0, len(data))) == data
+        assert not objects.unhide(digest)
+        assert objects.destroy(digest) == 0
+        objects.hide(digest)
+        assert objects.destroy(digest) == len(data)
+        assert (objects.size(digest), list(objects.hidden())) == (None, [])
+        assert not objects.unhide(digest)
+
+    def test_a_blob_pushed_again_while_it_is_hidden(self, objects: Objects) -> None:
+        data = os.urandom(70_000)
+        digest = Digest.of(data)
+        for number in (1, 2):
+            upload = uploaded(objects, data, number)
+            objects.publish(upload, digest)
+            objects.drop(upload)
+            if number == 1:
+                objects.hide(digest)
+        objects.destroy(digest)
+        assert b"".join(objects.read(digest, 0, len(data))) == data
+
+    def test_put_blob(self, objects: Objects) -> None:
+        for data in (b"{}", os.urandom(200_000)):
+            digest = Digest.of(data)
+            for _ in range(2):
+                objects.put_blob(digest, data)
+            assert b"".join(objects.read(digest, 0, len(data))) == data
+            objects.tidy(time.time() + 60)
+            assert b"".join(objects.read(digest, 0, len(data))) == data
+
+
+def push_blob(storage: Storage, name: str, data: bytes) -> Digest:
+    upload = storage.start_upload(name)
+    with storage.append(name, upload) as appender:
+        appender.write(data)
+    storage.finish_upload(name, upload, Digest.of(data))
+    return Digest.of(data)
+
+
+def push_image(storage: Storage, name: str, tag: str, *layers: bytes, **fields: Any) -> Digest:
+    blobs = [push_blob(storage, name, data) for data in (b"{}", *layers)]
+    document = {"schemaVersion": 2, "mediaType": OCI, "config": {"digest": blobs[0]}, "layers": [{"digest": blob} for blob in blobs[1:]]}
+    return put_manifest(storage, name, tag, document | fields, blobs)
+
+
+def put_manifest(storage: Storage, name: str, tag: str, document: dict[str, Any], blobs: list[Digest]) -> Digest:
+    data = json.dumps(document).encode()
+    digest = Digest.of(data)
+    subject = document.get("subject")
+    described = {"digest": subject["digest"], "descriptor": {"mediaType": OCI, "digest": digest}} if subject else None
+    storage.put_manifest(name, data, digest, OCI, described, tag, blobs)
+    return digest
+
+
+class StorageContract:
+    def test_push_and_read(self, storage: Storage) -> None:
+        digest = push_image(storage, "team/app", "v1", b"layer")
+        assert storage.manifest("team/app", "v1") == storage.manifest("team/app", digest)
+        assert Digest.of(storage.document(digest)) == digest
+        assert storage.size("team/app", Digest.of(b"layer")) == 5
+        assert (storage.repositories(), storage.tags("team/app")) == (["team/app"], ["v1"])
+        for reference in ("v2", str(Digest.of(b"none"))):
+            with pytest.raises(RegistryError, match="manifest unknown"):
+                storage.manifest("team/app", reference)
+        with pytest.raises(RegistryError, match="name not known"):
+            storage.manifest("team", "v1")
+        with pytest.raises(RegistryError, match="blob unknown"):
+            storage.size("other", Digest.of(b"layer"))
+        storage.delete_manifest("team/app", digest)
+        assert storage.tags("team/app") == []
+        assert storage.has_repository("team/app")
+
+    def test_wrong_digest_leaves_the_upload(self, storage: Storage, place: str) -> None:
+        upload = storage.start_upload("app")
+        with storage.append("app", upload) as appender:
+            appender.write(b"con")
+        with pytest.raises(RegistryError, match="did not match"):
+            storage.finish_upload("app", upload, Digest.of(b"con", "sha512").parse(Digest.of(b"other", "sha512")))
+        other = open_storage(place)
+        with other.append("app", upload) as appender:
+            appender.write(b"tent")
+        storage.finish_upload("app", upload, Digest.of(b"content"))
+        assert storage.size("app", Digest.of(b"content")) == 7
+        with pytest.raises(RegistryError, match="unknown"):
+            other.offset("app", upload)
+        other.close()
+
+    def test_uploads_are_their_repositorys(self, storage: Storage) -> None:
+        upload = storage.start_upload("app")
+        for name, wrong in (("other", upload), ("app", "nonsense"), ("app", "../" + upload), ("app", upload.upper() + "x")):
+            with pytest.raises(RegistryError) as caught:
+                storage.offset(name, wrong)
+            assert caught.value.code == "BLOB_UPLOAD_UNKNOWN"
+        storage.cancel_upload("app", upload)
+        with pytest.raises(RegistryError):
+            storage.offset("app", upload)
+
+    def test_mounts(self, storage: Storage) -> None:
+        digest = push_blob(storage, "a", b"shared")
+        assert list(storage.holders(digest)) == ["a"]
+        storage.link_blob("b", digest)
+        storage.delete_blob("a", digest)
+        assert (list(storage.holders(digest)), storage.size("b", digest)) == (["b"], 6)
+        with pytest.raises(RegistryError):
+            storage.link_blob("b", Digest.of(b"none"))
+        assert not storage.has_blob("b", Digest.of(b"none"))
+
+    def test_collection(self, storage: Storage) -> None:
+        kept = push_image(storage, "app", "v1", b"kept")
+        gone = push_image(storage, "app", "v2", b"gone")
+        push_blob(storage, "app", b"unfinished push")
+        storage.delete_manifest("app", gone)
+        assert upkeep.collect(storage)[0] == 1  # the manifest: blobs are young
+        assert storage.size("app", Digest.of(b"gone")) == 4
+        assert upkeep.collect(storage, grace=-60)[0] == 2
+        assert storage.size("app", Digest.of(b"kept")) == 4
+        assert storage.manifest("app", "v1").digest == kept
+        for data in (b"gone", b"unfinished push"):
+            with pytest.raises(RegistryError):
+                storage.size("app", Digest.of(data))
+        assert upkeep.collect(storage, grace=-60) == (0, 0)
+
+    def test_blobs_linked_while_they_are_collected_stay(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whichever step of the collection a mount or a push falls into."""
+        data = os.urandom(70_000)
+        digest = push_blob(storage, "source", data)
+
+        def between(step: str, push: Callable[[], object]) -> None:
+            real = getattr(storage.objects, step)
+
+            def run(given: Digest) -> Any:
+                if step == "destroy":
+                    push()
+                found = real(given)
+                if step == "hide":
+                    push()
+                return found
+
+            with monkeypatch.context() as patch:
+                patch.setattr(storage.objects, step, run)
+                upkeep.collect(storage, grace=-60)
+
+        for step in ("hide", "destroy"):
+            storage.delete_blob("source", digest)
+            between(step, lambda: push_blob(storage, "source", data))
+            assert b"".join(storage.read(digest, 0, storage.size("source", digest))) == data
+        storage.delete_blob("source", digest)
+        between("hide", lambda: storage.link_blob("target", digest))
+        assert b"".join(storage.read(digest, 0, storage.size("target", digest))) == data
+
+    def test_a_killed_collection_is_made_good(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+        digest = push_blob(storage, "app", b"hidden and held")
+        storage.objects.hide(digest)
+        assert storage.size("app", digest) == 15
+        manifest = push_image(storage, "app", "v1", b"layer")
+        storage.objects.hide(manifest)
+        storage.delete_blob("app", Digest.of(b"layer"))
+        upkeep.collect(storage)
+        assert storage.size("app", Digest.of(b"layer")) == 5
+        assert Digest.of(storage.document(manifest)) == manifest
+
+    def test_collections_beside_pushes(self, storage: Storage, place: str) -> None:
+        """Two processes' worth of pushes of the same blobs, deletions, and collections without any grace: what was acknowledged stays."""
+        stop, errors, deadline = threading.Event(), [], time.monotonic() + 20
+
+        def collecting() -> None:
+            mine = open_storage(place)
+            try:
+                while not stop.is_set():
+                    upkeep.collect(mine, grace=-60)
+            except Exception as error:
+                errors.append(error)
+            finally:
+                mine.close()
+
+        def pushing(name: str) -> None:
+            mine = open_storage(place)
+            try:
+                for number in range(8):
+                    if time.monotonic() > deadline:
+                        break
+                    try:
+                        digest = push_image(mine, name, "v1", b"shared %d" % (number % 2))
+                    except RegistryError as error:
+                        assert error.code == "MANIFEST_BLOB_UNKNOWN"  # blobs that no manifest named went: no grace
+                        continue
+                    assert Digest.of(mine.document(digest)) == digest
+                    blob = Digest.of(b"shared %d" % (number % 2))
+                    while not mine.has_blob(name, blob):  # the collection may have its link in hand for a moment
+                        assert time.monotonic() < deadline
+                    if number % 3 == 2:
+                        mine.delete_manifest(name, digest)
+            except Exception as error:
+                errors.append(error)
+            finally:
+                mine.close()
+
+        collector = threading.Thread(target=collecting)
+        pushers = [threading.Thread(target=pushing, args=(name,)) for name in ("a", "b", "c")]
+        for thread in (collector, *pushers):
+            thread.start()
+        for thread in pushers:
+            thread.join()
+        stop.set()
+        collector.join()
+        assert not errors, errors
+        upkeep.collect(storage, grace=-60)
+        for name in storage.repositories():
+            for digest in storage.manifests(name):
+                for blob in upkeep.named_by(json.loads(storage.document(digest))):
+                    assert storage.size(name, blob)
+        assert list(upkeep.scrub(storage)) == []
+
+    def test_referrers(self, storage: Storage) -> None:
+        subject = push_image(storage, "app", "v1")
+        referrer = push_image(storage, "app", "", b"signature", subject={"digest": subject})
+        assert [found["digest"] for found in storage.referrers("app", subject)] == [referrer]
+        storage.delete_manifest("app", referrer)
+        assert storage.referrers("app", subject) == []
+
+    def test_retention(self, storage: Storage) -> None:
+        digests = {}
+        for tag in ("v1", "v2", "v3"):
+            digests[tag] = push_image(storage, "app", tag, tag.encode())
+        signature = push_image(storage, "app", "", b"signature", subject={"digest": digests["v1"]})
+        tags = storage.tags("app")
+        assert upkeep.retain(storage, "app", upkeep.Retention(newest=3, seconds=0)) == []
+        assert upkeep.retain(storage, "app", upkeep.Retention(newest=1, seconds=3600)) == []
+        assert storage.tags("app") == tags
+        removed = upkeep.retain(storage, "app", upkeep.Retention(newest=1))
+        assert len(removed) == 2
+        (left,) = storage.tags("app")
+        assert upkeep.retain(storage, "app", upkeep.Retention(untagged_seconds=3600)) == []
+        untagged = upkeep.retain(storage, "app", upkeep.Retention(untagged_seconds=-60))
+        kept = set(storage.manifests("app"))
+        assert digests[left] in kept
+        assert (signature in kept) == (left == "v1")
+        assert set(untagged).isdisjoint(kept)
+
+    def test_quotas(self, storage: Storage) -> None:
+        quotas = Quotas(storage, {"team/*": 100, "team/app": 50})
+        push_blob(storage, "team/app", b"x" * 40)
+        push_blob(storage, "team/other", b"y" * 40)
+        quotas.check("free", 10_000)
+        quotas.check("team/app", 10)
+        quotas.check("team/app", 40, Digest.of(b"x" * 40))
+        with pytest.raises(RegistryError, match="quota of team/app exceeded: 40 of 50"):
+            quotas.check("team/app", 11)
+        with pytest.raises(RegistryError, match=r"quota of team/\* exceeded: 80 of 100"):
+            quotas.check("team/new", 21)
+        storage.delete_blob("team/app", Digest.of(b"x" * 40))
+        quotas.changed("team/app")
+        quotas.check("team/new", 21)
+
+    def test_scrub_finds_rot(self, storage: Storage) -> None:
+        push_image(storage, "app", "v1", b"layer")
+        assert list(upkeep.scrub(storage)) == []
+        wrong = Digest.sha256(hashlib.sha256(b"right").hexdigest())
+        storage.objects.put_blob(wrong, b"wrong")
+        assert list(upkeep.scrub(storage)) == [wrong]
