@@ -23,7 +23,7 @@ ENV A=1 B="x y" \
 LABEL one two three
 RUN --mount=type=cache,target=/root/.cache,sharing=locked --mount=type=bind,from=other,source=/s,target=/x,rw echo hi && \
     echo $A
-COPY --from=0 --chown=1:2 --chmod=0644 --link a* "b c" /dst/
+COPY --from=0 --chown=1:2 --chmod=0644 --link a* "b" /dst/
 RUN <<EOF
 echo a
   echo b
@@ -82,7 +82,7 @@ def test_everything() -> None:
     )
     copy = by_line[13]
     assert isinstance(copy, ins.Copy)
-    assert (copy.sources, copy.destination) == (("a*", '"b c"'), "/dst/")
+    assert (copy.sources, copy.destination) == (("a*", '"b"'), "/dst/")
     assert (copy.from_, copy.chown, copy.chmod, copy.link) == ("0", "1:2", "0644", True)
     script = by_line[14]
     assert isinstance(script, ins.Run)

@@ -164,7 +164,7 @@ def _expose(instruction: ins.Expose, config: ContainerConfig, words: Words) -> C
     exposed = dict(config.exposed_ports or {})
     for word in given:
         exposed |= {port: {} for port in ports(word)}
-    return Change(_with(config, exposed_ports=exposed), "EXPOSE " + " ".join(sorted(given)))
+    return Change(_with(config, exposed_ports=exposed), "EXPOSE " + " ".join(given))
 
 
 def _user(instruction: ins.User, config: ContainerConfig, words: Words) -> Change:
@@ -230,12 +230,13 @@ def duration(nanoseconds: int) -> str:
     return shown + f"{rest / 10**9:.9f}".rstrip("0").rstrip(".") + "s"
 
 
-def working_directory(instruction: ins.Workdir, config: ContainerConfig, words: Words) -> str:
-    """The absolute path that WORKDIR means."""
+def working_directory(instruction: ins.Workdir, config: ContainerConfig, words: Words) -> tuple[str, str]:
+    """The absolute path that WORKDIR means, and how the history tells it: an absolute one as it was written."""
     path = words.one(instruction.path)
     if not path:
         raise InvalidArgument("cannot normalize nothing")
-    return posixpath.normpath(posixpath.join("/", config.working_dir, path)).replace("//", "/")
+    clean = posixpath.normpath(posixpath.join("/", config.working_dir, path)).replace("//", "/")
+    return clean, path if path.startswith("/") else clean
 
 
 def _with(config: ContainerConfig, **fields: object) -> ContainerConfig:

@@ -5,10 +5,10 @@ Two halves, because a cached step must not look at the image at all:
 - ``gather``: which objects the sources mean (pure on the source tree); their fingerprints make the cache key;
 - ``layer``: where they go in the image's root, as the tar of a layer.
 
-Rules (dockerd's): a directory's *content* is copied; a file goes to the destination itself, or into it when that ends with a slash or is a
-directory; a source that is a symbolic link is what it points to (inside its tree), links further inside stay links. Missing parents are
-made with mode 0755 and the owner that was asked for. Directories of the image that the new files lie in appear in the layer exactly as
-they are. A destination is resolved inside the image's root, its links included.
+Rules (dockerd's): a directory's *content* is copied, not its own mode and owner; a file goes to the destination itself, or into it when
+that ends with a slash or is a directory; a source that is a symbolic link is what it points to (inside its tree), links further inside stay
+links. Missing parents are made with mode 0755 and the owner that was asked for. Directories of the image that the new files lie in appear
+in the layer exactly as they are. A destination is resolved inside the image's root, its links included.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class Item:
     spread: bool
     """Its content is copied, not itself: a directory, or an archive that ADD unpacks."""
     keep_owner: bool = False
+    archive: bool = False
+    """What ADD unpacks: as with docker neither ``--chown`` nor ``--chmod`` reach into it."""
 
     def fingerprint(self) -> str:
         """``file:HEX`` or ``dir:HEX``."""
-        return f"{'dir' if self.spread else 'file'}:{fingerprint(self.tree, self.found, owners=self.keep_owner)}"
+        return f"{'dir' if self.spread and not self.archive else 'file'}:{fingerprint(self.tree, self.found, owners=self.keep_owner)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class _Layer:
             exclude = self.placement.exclude
             if exclude is not None and not item.spread and exclude.excluded(os.fsdecode(posixpath.basename(item.name))):
                 continue
+            self.links.clear()  # files that only several sources together have twice are copied twice
             yield from self._spread(item) if item.spread else self._file(item)
 
     def _spread(self, item: Item) -> Iterator[bytes]:
@@ -150,7 +153,7 @@ class _Layer:
         parts, existing = self._target(target, follow=True)
         if existing is not None and not existing.is_directory:
             raise InvalidArgument(f"cannot copy to non-directory: {os.fsdecode(target)}")
-        if existing is None and parts:
+        if existing is None and parts and self.placement.parents:
             yield from self.directories(parts[:-1])
             if parts not in self.made:
                 self.made.add(parts)
@@ -238,9 +241,10 @@ class _Layer:
             yield writer.padding(found.size)
 
     def _header(self, item: Item, found: Found, parts: tuple[bytes, ...]) -> bytes:
-        uid, gid = self.placement.owner or ((found.uid, found.gid) if item.keep_owner else (0, 0))
+        given = None if item.archive else self.placement.owner
+        uid, gid = given or ((found.uid, found.gid) if item.keep_owner else (0, 0))
         mode = found.mode
-        if self.placement.mode is not None and found.kind is not Kind.SYMLINK:
+        if self.placement.mode is not None and found.kind is not Kind.SYMLINK and not item.archive:
             mode = self.placement.mode.applied(mode, directory=found.is_directory)
         entry = Entry(
             b"/".join(parts), found.kind, mode, uid, gid, found.size, self._time(found.mtime_ns), found.target, *found.rdev, found.xattrs

@@ -181,7 +181,7 @@ def _unpacked(stage: StageBuild, instruction: ins.Add, item: Item, opened: ExitS
         return item
     tree = spool(_chunks(item), stage.build.scratch, item.name.decode("utf-8", "replace"))
     opened.callback(tree.close)
-    return Item(tree, tree.root, item.name, True, keep_owner=True)
+    return Item(tree, tree.root, item.name, True, keep_owner=True, archive=True)
 
 
 def _chunks(item: Item) -> Iterator[bytes]:

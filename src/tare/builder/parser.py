@@ -21,6 +21,8 @@ from tare.errors import InvalidArgument
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9._-]*")
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, as a JSON escape: what Go puts in its place is not half a character."""
 _HEREDOC_WORD = re.compile(r"\d*<<-?[^<\s]+")
 
 
@@ -121,9 +123,7 @@ class _Parser:
         )
 
     def _copied(self, rest: str) -> dict[str, Any]:
-        words = self._json(rest)
-        if words is None:
-            words = raw_words(rest, self._escape)
+        words = self._list(rest)
         if not words:
             raise InvalidArgument(f"{self._keyword} requires at least two arguments")
         if len(words) == 1:
@@ -168,7 +168,7 @@ class _Parser:
         return ins.Arg(**self._base(), pairs=tuple(pairs))
 
     def _make_expose(self, rest: str) -> ins.Instruction:
-        return ins.Expose(**self._base(), ports=tuple(self._some(raw_words(rest, self._escape))))
+        return ins.Expose(**self._base(), ports=tuple(self._some(rest.split())))
 
     def _make_workdir(self, rest: str) -> ins.Instruction:
         return ins.Workdir(**self._base(), path=self._one(rest))
@@ -184,8 +184,7 @@ class _Parser:
         return ins.Maintainer(**self._base(), name=self._one(rest))
 
     def _make_volume(self, rest: str) -> ins.Instruction:
-        words = self._json(rest)
-        paths = self._some(raw_words(rest, self._escape) if words is None else words)
+        paths = self._some(self._list(rest))
         if not all(path.strip() for path in paths):
             raise InvalidArgument("VOLUME specified can not be an empty string")
         return ins.Volume(**self._base(), paths=tuple(paths))
@@ -241,11 +240,18 @@ class _Parser:
             words = json.loads(rest)
         except (ValueError, RecursionError):
             words = None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        if isinstance(words, list) and not all(isinstance(word, str) for word in words):
+            raise InvalidArgument("when using JSON array syntax, arrays must be comprised of strings only")
+        if not isinstance(words, list):
             if rest.rstrip().endswith("]"):
                 self._warn("JSONArgsRecommended", f"{self._keyword} looks like the JSON form but is none: it is taken as plain text")
             return None
-        return words
+        return [_SURROGATE.sub("\ufffd", word) for word in words]
+
+    def _list(self, rest: str) -> list[str]:
+        """The words of the JSON form, or else those between white space, whatever the quotes say."""
+        words = self._json(rest)
+        return rest.split() if words is None else words
 
     def _command(self, rest: str) -> ins.Command:
         words = self._json(rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tare.builder import configure, copying, runmounts
+from tare.builder import configure, copying, emulation, runmounts
 from tare.builder import instructions as ins
 from tare.builder.cache import key_of
 from tare.builder.request import NETWORK_HOST, SECURITY_INSECURE, RunFailed
 from tare.builder.running import Job
 from tare.containers.record import MountPoint
-from tare.errors import InvalidArgument, NotFound
+from tare.errors import InvalidArgument, NotFound, TareError
 from tare.images.committing import store_layer
 from tare.oci.digest import Digest
 from tare.wire.container import Config, HostConfig
@@ -26,6 +26,7 @@ from tare.wire.decode import convert
 
 if TYPE_CHECKING:
     from tare.builder.stagebuild import Made, StageBuild
+    from tare.containers.task import Exit
     from tare.store.layers.driver import Layer
 
 _ONLY_DOCUMENT = re.compile(r"<<-?(['\"]?)[A-Za-z0-9_.-]+\1")
@@ -192,7 +193,7 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
     declared, silent = stage.run_environment()
     mounts = _Mounts(stage, instruction.mounts)
     keys = [key_of("run", stage.state_key(), vector, declared, await mounts.key(), instruction.network, instruction.security, shown)]
-    prefix = f"|{len(declared)} {' '.join(declared)} " if declared else ""
+    prefix = " ".join([f"|{len(declared)}", *declared, ""]) if declared or silent else ""
 
     async def made() -> Made:
         id = build.runner.begin()
@@ -210,7 +211,7 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
                 config.env = [*silent, *declared, *(config.env or ()), *further]
                 job = Job(id, config, host, tuple(stage.state.diff_ids), tuple(points), tuple(_parents(points)))
                 async with build.running:
-                    exit = await build.runner.run(job, stage.output)
+                    exit = await _native(stage, build.runner.run(job, stage.output))
                 if exit.code:
                     raise RunFailed(vector, exit.code)
                 layer: Layer = await build.in_thread(
@@ -221,6 +222,19 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
                 await build.finally_(build.runner.end(id))
 
     await stage.layer_step(keys, lambda _: prefix + shown, made, ran=True)
+
+
+async def _native(stage: StageBuild, run: Awaitable[Exit]) -> Exit:
+    """Await a run. If it fails and is for another kind of machine, without an emulator here, that is why."""
+    try:
+        exit = await run
+    except TareError as error:
+        if reason := emulation.missing(stage.state.platform()):
+            raise InvalidArgument(f"{error}: {reason}") from None
+        raise
+    if exit.code and (reason := emulation.missing(stage.state.platform())):
+        raise InvalidArgument(f"exit code {exit.code}: {reason}")
+    return exit
 
 
 def _parents(points: Sequence[MountPoint]) -> list[str]:

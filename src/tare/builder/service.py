@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tare.builder import calls, checks, exporting, parser, stages
+from tare.builder import attestation, calls, checks, exporting, parser, stages
 from tare.builder import instructions as ins
 from tare.builder.cache import Cache, CacheRecord
 from tare.builder.checkrules import RULES
@@ -30,6 +31,7 @@ from tare.builder.request import BuildRequest, Note, Say, Text, Trace
 from tare.builder.running import Runner
 from tare.builder.sessions import Session, Sessions
 from tare.builder.solver import Build
+from tare.builder.squash import squash
 from tare.builder.stages import PREDEFINED
 from tare.builder.trees import FileTree, TarTree
 from tare.errors import InvalidArgument, TareError
@@ -108,6 +110,7 @@ class Builder:
     async def build(self, request: BuildRequest, context: TarTree, say: Say, session: Session | None = None) -> str:
         """Build, and give the result to its outputs; returns the image's id. A cancellation ends the build cleanly."""
         exporting.check(request.outputs, request.tags)
+        attestation.check(request.attestations)
         text = self._dockerfile(request, context)
         _hide_ignored(context, request.dockerfile)
         builds: list[Build] = []
@@ -122,7 +125,7 @@ class Builder:
                 for one in _per_platform(request):
                     graph = stages.plan(dockerfile, one.build_args, one.target, one.platform)
                     builds.append(Build(self, one, graph, context, pins))
-                    results.append(await self._result(builds[-1], say))
+                    results.append(await self._result(builds[-1], text, say))
                 exporter = Exporter(self.images, self.images.content, self.snapshots, request, pins, say, session)
                 await self._warn_unused(request, builds, say)
                 return await exporter.export(results)
@@ -179,12 +182,15 @@ class Builder:
         if warnings:
             await say(Trace({"warnings": warnings}))
 
-    async def _result(self, build: Build, say: Say) -> Result:
+    async def _result(self, build: Build, text: bytes, say: Say) -> Result:
         """Build for one platform."""
+        begun = time.time()
         config = await build.run(say)
         if not config.diff_ids and not config.history:
             raise InvalidArgument("No image was generated. Is your Dockerfile empty?")
-        return Result(build.request.platform, config, encode(config))
+        if build.request.squash:
+            config = await squash(build, config, build.origin)
+        return Result(build.request.platform, config, encode(config), await attestation.attest(build, config, text, begun))
 
     async def _warn_unused(self, request: BuildRequest, builds: Sequence[Build], say: Say) -> None:
         consumed = {name for build in builds for name in build.consumed}
@@ -288,10 +294,11 @@ def _place(error: TareError, text: bytes, name: str, builds: Sequence[Build]) ->
 
 def _hide_ignored(context: TarTree, dockerfile: str) -> None:
     """Clients send the Dockerfile and .dockerignore in any case: the engine leaves them out when .dockerignore says so."""
-    found = context.find(b".dockerignore")
+    own = f"{dockerfile}.dockerignore"
+    found = context.find(own.encode("utf-8", "surrogateescape")) or context.find(b".dockerignore")
     if found is None or found.is_directory or found.size > _DOCKERFILE_LIMIT:
         return
     patterns = Patterns(b"".join(context.read(found)).decode("utf-8", "replace"))
-    for name in (".dockerignore", dockerfile):
+    for name in (".dockerignore", own, dockerfile):
         if patterns.excluded(name):
             context.hide(name.encode("utf-8", "surrogateescape"))

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,17 @@ if TYPE_CHECKING:
     from tare.images.image import Image
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a stage, through those that it builds on, has from its base image: that image's id, and how many layers and history lines."""
+
+    image: str = ""
+    layers: int = 0
+    history: int = 0
+
+
 _IMAGE = "docker-image://"
 
 
@@ -58,11 +70,14 @@ class Build:
         self.scratch = builder.scratch
         self.consumed: set[str] = set()
         """Names of build arguments that some ARG declared."""
+        self.arguments: dict[int, dict[str, str | None]] = {}
+        """The declared build arguments of finished stages, by index: a stage on top of one has them too."""
         self.failed_at: tuple[int, int] | None = None
         """First and last line of the instruction that failed first."""
         self.now_ns = time.time_ns() if request.epoch_ns is None else request.epoch_ns
         meta = sum(isinstance(each, _Arg) for each in _before_from(graph))
         self.total_steps = meta + sum(1 + len(stage.instructions) for stage in graph.stages) + len(request.labels)
+        self._origins: dict[int, Origin] = {}
         self._results: dict[int, asyncio.Task[ImageConfig]] = {}
         self._context_layers: asyncio.Task[tuple[Digest, ...]] | None = None
         self._bases: dict[tuple[str, str], asyncio.Task[Image]] = {}
@@ -155,7 +170,9 @@ class Build:
 
     async def base(self, stage: Stage, voice: Voice) -> ImageConfig:
         """The config that a stage starts from."""
+        self._origins[stage.index] = Origin()
         if stage.base_stage is not None:
+            self._origins[stage.index] = self._origins[stage.base_stage]
             return self._results[stage.base_stage].result()
         if stage.base == SCRATCH:
             platform = Platform.parse(stage.platform) if stage.platform else host()
@@ -163,10 +180,24 @@ class Build:
                 platform.architecture, platform.os, RootFS([]), platform.variant or None, config=ContainerConfig(), history=[]
             )
         image = await self.image(stage.base, stage.platform, voice)
+        self._origins[stage.index] = Origin(image.id, len(image.diff_ids), len(image.config.history or ()))
         return msgspec.structs.replace(
             image.config, docker_version=None, comment=None, config=image.config.container, rootfs=RootFS(list(image.diff_ids)),
             history=image.config.history or [],
         )  # fmt: skip
+
+    @property
+    def origin(self) -> Origin:
+        """What the target has from its base image. After ``run``."""
+        return self._origins[self.graph.target.index]
+
+    def used_images(self) -> list[tuple[str, Image]]:
+        """The images that the build has taken something from, by name. After ``run``."""
+        return [
+            (name, task.result())
+            for (name, _), task in self._bases.items()
+            if task.done() and not task.cancelled() and not task.exception()
+        ]
 
     async def image(self, name: str, platform: str, voice: Voice) -> Image:
         """A base image: the one that is here, or pulled."""

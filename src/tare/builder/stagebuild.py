@@ -102,6 +102,8 @@ class StageBuild:
         """Build it."""
         async with self._told(self.stage.from_):
             self.state = await self.build.base(self.stage, self.voice)
+        if self.stage.base_stage is not None:
+            self.args |= self.build.arguments[self.stage.base_stage]
         if not any(entry.startswith("PATH=") for entry in self.container.env or ()):
             self._configured(configure.set_env(self.container.env, "PATH", DEFAULT_PATH))
         await self.voice.text(f" ---> {self._short()}\n" if self.stage.base != "scratch" else " ---> \n")
@@ -111,6 +113,7 @@ class StageBuild:
                 await self._step(instruction)
         if self.stage.index == self.build.graph.target.index and self.build.request.labels:
             await self._labels()
+        self.build.arguments[self.stage.index] = self.args
         return self.state
 
     def _configured(self, env: list[str]) -> None:
@@ -228,7 +231,7 @@ class StageBuild:
         return graph.global_args.get(name, graph.platform_args.get(name))
 
     async def _workdir(self, instruction: ins.Workdir) -> None:
-        path = configure.working_directory(instruction, self.container, self.words)
+        path, told = configure.working_directory(instruction, self.container, self.words)
         keys = [key_of("workdir", self.state_key(), path)]
         request = self.build.request
         config = msgspec.structs.replace(self.container, working_dir=path)
@@ -242,7 +245,7 @@ class StageBuild:
             await self.pretend_run()
             return await self.build.in_thread(make), ""
 
-        await self.layer_step(keys, lambda _: configure.nop(self.container, f"WORKDIR {path}", space=False), made, config, ran=True)
+        await self.layer_step(keys, lambda _: configure.nop(self.container, f"WORKDIR {told}", space=False), made, config, ran=True)
 
     # -- steps --------------------------------------------------------------------------------------------------------------------------
 
