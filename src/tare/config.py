@@ -74,6 +74,10 @@ class EngineConfig:
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
+    init: bool = False
+    """Containers that do not say otherwise get an init."""
+    init_path: str = ""
+    """Host path of a static init, ``built-in`` for our own, or empty for the host's if it has one."""
     group: str | None = None
     """Group that owns the unix sockets (dockerd: ``docker``); ``None`` leaves root."""
     tls: bool = False

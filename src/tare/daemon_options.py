@@ -23,6 +23,7 @@ from typing import Any
 from tare.config import DEFAULT_SOCKET, EngineConfig
 from tare.daemon_log import FORMATS, LEVELS
 from tare.errors import InvalidArgument
+from tare.runtime.lowering import BUILT_IN_INIT
 
 DEFAULT_CONFIG_FILE = Path("/etc/tare/daemon.json")
 _TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f")
@@ -75,6 +76,8 @@ OPTIONS = (
     Option("cgroup-parent", "cgroup_parent", "str", "Parent cgroup of all containers"),
     Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file, local, syslog, journald or none"),
     Option("log-opt", "log_opts", "map", "Default log options, KEY=VALUE", key="log-opts"),
+    Option("init", "init", "bool", "Run an init in every container that does not say otherwise"),
+    Option("init-path", "init_path", "str", "Path of a static init on the host, or built-in for Tare's own"),
     Option("group", "group", "str", "Group of the unix socket", "G"),
     Option("tls", "tls", "bool", "Use TLS; implied by --tlsverify"),
     Option("tlsverify", "tlsverify", "bool", "Use TLS and verify the client"),
@@ -103,7 +106,6 @@ FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "ip6tables": (_TRUE, "IPv6 networks need packet rules (nftables), as IPv4 ones do"),
     "ipv6": (_FALSE, "IPv6 on the default network is not part of this release"),
     "userland-proxy": (_FALSE, "ports are published by the kernel alone"),
-    "init": (_FALSE, "ask for an init per container with 'run --init'"),
     "experimental": (_FALSE, "there are no experimental features to turn on"),
     "selinux-enabled": (_FALSE, "SELinux labels are not part of this release"),
     "no-new-privileges": (_FALSE, "set it per container with --security-opt"),
@@ -348,6 +350,8 @@ def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
         raise UsageError(f"invalid max concurrent uploads: {config.max_concurrent_uploads}")
     if config.max_download_attempts < 1:
         raise UsageError(f"invalid max download attempts: {config.max_download_attempts}")
+    if config.init_path and config.init_path != BUILT_IN_INIT and not Path(config.init_path).is_absolute():
+        raise UsageError(f"invalid init path {config.init_path}: expected an absolute path, or {BUILT_IN_INIT}")
     for server in config.dns:
         _checked(ipaddress.ip_address, server, f"{server} is not an ip address")
     if config.bip is not None:

@@ -371,7 +371,7 @@ class RuntimeDriver:
             name_server=str(launch.name_server) if launch.name_server else "",
             user=launch.user,
             additional_groups=tuple(launch.additional_groups),
-            init=str(launch.init) if launch.init else "",
+            init=launch.init,
         )
         try:
             return lowering.lower(launch.id, launch.config, around)

@@ -27,10 +27,11 @@ from tare.containers.machine import this_machine
 from tare.containers.mounting import ContainerMounts
 from tare.containers.spec import exec_process, runtime_config
 from tare.containers.task import Attachment, DirectoryRoot, Launch, LogTarget, OverlayRoot, Rootfs, Stdio, VethLink
-from tare.errors import Conflict, InvalidArgument, NotFound, StartFailed, TareError, Unsupported
+from tare.errors import Conflict, InvalidArgument, NotFound, StartFailed, TareError
 from tare.networks.gateway import gateways
 from tare.networks.model import Endpoint, NetworkMode, parse_mode
 from tare.networks.ports import parse_bindings, publish_all
+from tare.runtime.lowering import BUILT_IN_INIT
 from tare.wire.container import Config, EndpointSettings, HostConfig
 from tare.wire.decode import convert
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+
+_STATIC_INITS = ("/usr/bin/tini-static", "/usr/bin/docker-init", "/sbin/docker-init", "/usr/libexec/docker/docker-init")
 
 
 class Launcher:
@@ -408,14 +411,11 @@ class Launcher:
         parent = record.host_config.cgroup_parent or self._config.cgroup_parent
         return f"/{parent.strip('/')}/{record.id}"
 
-    @staticmethod
-    def _init(host: HostConfig) -> Path | None:
-        if not host.init:
-            return None
-        for candidate in ("/usr/bin/tini-static", "/usr/bin/docker-init", "/sbin/docker-init", "/usr/libexec/docker/docker-init"):
-            if os.path.exists(candidate):
-                return Path(candidate)
-        raise Unsupported("--init needs a static init on the host: apt-get install tini")
+    def _init(self, host: HostConfig) -> str:
+        """The init that the container asks for, or the daemon for all: one given by path, one that the host has, or our own."""
+        if not (self._config.init if host.init is None else host.init):
+            return ""
+        return self._config.init_path or next((path for path in _STATIC_INITS if os.path.exists(path)), BUILT_IN_INIT)
 
     # -- exec, take-over, end -----------------------------------------------------------------------------------------------------------
 

@@ -140,8 +140,8 @@ class Launch:
     name_server: Path | None = None
     """Socket of the name server that is to answer in the task's network namespace."""
     attachments: Sequence[Attachment] = ()
-    init: Path | None = None
-    """Host path of a static init (``--init``), or None."""
+    init: str = ""
+    """``--init``: host path of a static init, or the name of the built-in one (``runtime.lowering``)."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ from tare.runtime.plan import ExecPlan, KeeperPlan, LinkPlan, LogPlan, Plan, Std
 from tare.runtime.steps import kernel, mounts, namespaces, process, rootfs
 
 INIT_PATH = "/sbin/docker-init"
+BUILT_IN_INIT = "built-in"
+"""Value of ``Surroundings.init`` for ``runtime.reaper`` in place of a program of the host."""
 
 _DEV_MOUNT: dict[str, Any] = {
     "destination": "/dev",
@@ -91,6 +93,7 @@ class Surroundings(NamedTuple):
     """Docker's user string; None takes the numbers of ``process.user``."""
     additional_groups: tuple[str, ...] = ()
     init: str = ""
+    """Host path of a static init, or ``BUILT_IN_INIT``."""
     hold: bool = False
 
 
@@ -178,7 +181,8 @@ def lower_process(
     args = tuple(config.get("args") or ())
     if not args:
         raise ValueError("process.args must not be empty")
-    if around.init:
+    supervised = around.init == BUILT_IN_INIT
+    if around.init and not supervised:
         args = (INIT_PATH, "--", *args)
     user: Mapping[str, Any] = config.get("user") or {}
     cwd = str(config.get("cwd") or "/")
@@ -218,7 +222,7 @@ def lower_process(
         steps.append(process.Hold())
     if filter_text and no_new_privileges:
         steps.append(process.LoadSeccomp(filter_text, filter_flags))
-    steps.append(process.Execute())
+    steps.append(process.Execute(supervised))
     return steps
 
 
@@ -245,7 +249,7 @@ def _capability_bits(names: Iterable[str]) -> int:
 
 def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Mapping[str, str], around: Surroundings) -> list[Step]:
     entries = list(config.get("mounts") or ())
-    if around.init:
+    if around.init and around.init != BUILT_IN_INIT:
         entries.append({"destination": INIT_PATH, "type": "bind", "source": around.init, "options": ["bind", "ro"]})
     own_dev = not any(_destination(entry) == "/dev" and mount_options.parse(entry.get("options") or ()).bind for entry in entries)
     if own_dev and not any(_destination(entry) == "/dev" for entry in entries):

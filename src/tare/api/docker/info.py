@@ -53,7 +53,7 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
         "Labels": list(engine.config.labels),
         "ExperimentalBuild": False,
         "ServerVersion": versions.engine_version(),
-        **_runtimes(version),
+        **_runtimes(version, engine.config.init_path),
         "Swarm": {
             "NodeID": "",
             "NodeAddr": "",
@@ -137,7 +137,7 @@ def _registries(engine: Engine, version: ApiVersion) -> dict[str, Any]:
     return answer
 
 
-def _runtimes(version: ApiVersion) -> dict[str, Any]:
+def _runtimes(version: ApiVersion, init_path: str) -> dict[str, Any]:
     own = versions.engine_version()
 
     def commit(text: str) -> dict[str, str]:
@@ -146,7 +146,7 @@ def _runtimes(version: ApiVersion) -> dict[str, Any]:
     return {
         "Runtimes": {name: {"path": "tare-runtime"} for name in ("io.containerd.runc.v2", "runc", "tare")},
         "DefaultRuntime": "runc",  # as inspect shows it: the name that clients know for "the engine's own"
-        "InitBinary": "",
+        "InitBinary": init_path or "docker-init",
         "ContainerdCommit": commit("none"),
         "RuncCommit": commit(f"tare-runtime {own}"),
         "InitCommit": commit(""),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tare.linux import capabilities, mount, process, pty, seccomp
 from tare.linux.constants import AT_FDCWD, MAX_ID, RESOLVE_NO_MAGICLINKS
-from tare.runtime import users
+from tare.runtime import reaper, users
 from tare.runtime.context import Context, SetupFailed, reason, why
 from tare.runtime.plan import step
 
@@ -294,10 +294,13 @@ class Hold(NamedTuple):
 
 @step
 class Execute(NamedTuple):
-    """Become the program."""
+    """Become the program, or its init."""
+
+    supervised: bool = False
+    """Stay process 1 and have the program as a child (``runtime.reaper``)."""
 
     def describe(self) -> str:
-        return "execute the program"
+        return "be init, and execute the program as a child" if self.supervised else "execute the program"
 
     def run(self, context: Context) -> None:
         program, argv, environment = context.executable, context.argv, context.environment
@@ -305,7 +308,11 @@ class Execute(NamedTuple):
         if context.pidfd < 0:
             # A container outlives the worker of its keeper (``runtime.holder``).
             process.die_with_parent(0)
+        if self.supervised:
+            reaper.hold_signals()
         context.tell("ready")
+        if self.supervised:
+            reaper.supervise(argv)
         try:
             os.execve(program, argv, environment)
         except OSError as error:
