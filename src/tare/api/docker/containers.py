@@ -13,13 +13,13 @@ from tare.api.docker import version_differences as differences
 from tare.api.docker.attach import attach_request, detach_keys
 from tare.api.docker.filters import container_filter
 from tare.api.docker.logs import stream_logs
-from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters, terminal_size
+from tare.api.docker.params import boolean, integer, json_body, json_bytes, json_response, parse_json, read_filters, terminal_size
 from tare.containers.signals import parse_signal
 from tare.containers.stats import stats_document, stats_stream
 from tare.containers.top import top
 from tare.errors import InvalidArgument, NotFound, Unsupported
 from tare.http.message import ClientDisconnected, Request, Response
-from tare.wire.container import Config, CreateRequest, UpdateRequest
+from tare.wire.container import Config, CreateRequest, HostConfig, UpdateRequest
 
 if TYPE_CHECKING:
     from tare.api.docker.versions import ApiVersion
@@ -36,6 +36,7 @@ NO_CONTENT = Response(status=204)
 
 _EMPTY_OBJECT = 7
 """Bytes of a body of start that dockerd takes for an empty object; more is a host configuration, which start does not take."""
+_NO_HOST_CONFIG = HostConfig()
 _CONFIG_DEFAULTS = tuple(zip(Config.__struct_fields__, Config.__struct_defaults__, strict=True))
 
 
@@ -52,7 +53,10 @@ class ContainerHandlers:
     # -- create, list, inspect --------------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request, version: ApiVersion) -> Response:
-        body = await json_body(request, CreateRequest)
+        raw = await json_bytes(request)
+        body = parse_json(CreateRequest, raw)
+        if body.host_config == _NO_HOST_CONFIG:
+            body.host_config = parse_json(HostConfig, raw)  # some clients put its fields beside the config's: dockerd takes them
         if not any(getattr(body, field) != field_default for field, field_default in _CONFIG_DEFAULTS):
             raise InvalidArgument("config cannot be empty in order to create a container")
         differences.create_request(body, version)

@@ -87,6 +87,12 @@ def read_filters(request: Request) -> Filters:
 
 async def json_body(request: Request, kind: type[T], optional: bool = False) -> T:
     """The body as ``kind``. Without a body: the defaults when ``optional``, else an error."""
+    body = await json_bytes(request, optional)
+    return parse_json(kind, body) if body else kind()
+
+
+async def json_bytes(request: Request, optional: bool = False) -> bytes:
+    """The body, which says that it is JSON; empty when there is none and it is ``optional``."""
     content_type = request.headers.get("content-type", "")
     if request.head.has_body or (content_type and not optional):
         _check_json_type(content_type)
@@ -94,8 +100,8 @@ async def json_body(request: Request, kind: type[T], optional: bool = False) -> 
     if not body.strip():
         if body or not optional:
             raise InvalidArgument("invalid JSON: got EOF while reading request body")
-        return kind()
-    return parse_json(kind, body)
+        return b""
+    return body
 
 
 def parse_json(kind: type[T], body: bytes) -> T:
