@@ -230,7 +230,7 @@ class Checker:
 
     def _tidied(self, image_id: str, record: ImageRecord) -> ImageRecord:
         """The record without documents and compressed layers that are gone: the image works without them."""
-        lost = [digest for digest in (*record.documents, *record.blobs) if Digest.parse(digest) not in self._known_blobs]
+        lost = [digest for digest in record.kept() if Digest.parse(digest) not in self._known_blobs]
         if not lost:
             return record
         kept = msgspec.structs.replace(
@@ -238,9 +238,11 @@ class Checker:
             manifest="" if record.manifest in lost else record.manifest,
             documents=[digest for digest in record.documents if digest not in lost],
             blobs=[digest for digest in record.blobs if digest not in lost],
+            artifacts=[digest for digest in record.artifacts if digest not in lost],
+            attachments=[digest for digest in record.attachments if digest not in lost],
         )
         for digest in dict.fromkeys(lost):
-            self._problem("image", image_id, f"its document or compressed layer {digest} is missing", "forgotten")
+            self._problem("image", image_id, f"its document or blob {digest} is missing", "forgotten")
         if self._repair:
             self._metadata.images.put(image_id, None, msgspec.json.encode(kept))
         return kept

@@ -31,14 +31,22 @@ class ImageRecord(msgspec.Struct, omit_defaults=True):
     """Digests of the JSON documents that belong to it: indexes, manifests, config."""
     blobs: list[str] = []
     """Digests of its compressed layers, bottom first."""
+    artifacts: list[str] = []
+    """Digests of the manifests of artifacts that came with it: attestations, and what refers to it in its registry (signatures, SBOMs)."""
+    attachments: list[str] = []
+    """Digests of the blobs that these name."""
     parent: str = ""
     """Id of the image it was made from here (commit, build)."""
     used: float = 0.0
     """When a container was last made of it, seconds since the epoch, to within an hour."""
 
     def needs(self, image_id: str) -> set[str]:
-        """Digests of all that the image is made of: config, documents, compressed and stored layers."""
-        return {image_id, *self.documents, *self.blobs, *self.diff_ids}
+        """Digests of all that the image is made of: config, documents, artifacts, compressed and stored layers."""
+        return {image_id, *self.kept(), *self.diff_ids}
+
+    def kept(self) -> list[str]:
+        """Digests of everything that the content store keeps for the image."""
+        return [*self.documents, *self.blobs, *self.artifacts, *self.attachments]
 
     def merged(self, older: ImageRecord | None) -> ImageRecord:
         """This record with what an earlier pull of the same image, perhaps from elsewhere, had stored for it."""
@@ -46,10 +54,14 @@ class ImageRecord(msgspec.Struct, omit_defaults=True):
             return self
         documents = list(dict.fromkeys([*self.documents, *older.documents]))
         blobs = list(dict.fromkeys([*self.blobs, *older.blobs]))
+        artifacts = list(dict.fromkeys([*self.artifacts, *older.artifacts]))
+        attachments = list(dict.fromkeys([*self.attachments, *older.attachments]))
         return msgspec.structs.replace(
             self,
             documents=documents,
             blobs=blobs,
+            artifacts=artifacts,
+            attachments=attachments,
             manifest=self.manifest or older.manifest,
             parent=self.parent or older.parent,
             used=max(self.used, older.used),

@@ -472,7 +472,7 @@ class Images:
     async def _delete(self, image_id: str, prune: bool, removals: builtins.list[Removal]) -> None:
         while image_id:
             record = self._forget(image_id, removals)
-            freed = await self._garbage.collect([image_id, *record.documents, *record.blobs], record.diff_ids)
+            freed = await self._garbage.collect([image_id, *record.kept()], record.diff_ids)
             chain = chain_ids([Digest.parse(diff_id) for diff_id in record.diff_ids])
             for diff_id, chain_id in reversed(list(zip(record.diff_ids, chain, strict=True))):
                 if diff_id in freed.layers:
