@@ -50,11 +50,12 @@ class Platform:
     def parse(cls, text: str) -> Platform:
         """Parse ``linux/arm64/v8``, ``linux/amd64``, or one part alone, completed from this machine."""
         parts = text.split("/")
-        if not 1 <= len(parts) <= 3:
-            raise InvalidArgument(f'"{text}": cannot parse platform specifier: expected os/architecture/variant')
         for part in parts:
             if not part or not _PART_CHARACTERS.issuperset(part):
-                raise InvalidArgument(f'"{part}" is an invalid component of platform specifier "{text}"')
+                rule = 'platform specifier component must match "^[A-Za-z0-9_.-]+$": invalid argument'
+                raise InvalidArgument(f'"{part}" is an invalid component of "{text}": {rule}')
+        if len(parts) > 3:
+            raise InvalidArgument(f'"{text}": cannot parse platform specifier: invalid argument')
         if len(parts) > 1:
             return cls.of(*parts)
         word = parts[0].lower()
@@ -63,7 +64,7 @@ class Platform:
         architecture, variant = _normalise(word, "")
         if architecture in _KNOWN_ARCHITECTURES:
             return cls.of("linux", architecture, variant)
-        raise InvalidArgument(f'"{text}": unknown operating system or architecture')
+        raise InvalidArgument(f'"{text}": unknown operating system or architecture: invalid argument')
 
     def fallbacks(self) -> tuple[Platform, ...]:
         """This platform and all that it runs too, best first."""
