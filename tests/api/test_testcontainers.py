@@ -1,7 +1,4 @@
-"""testcontainers, as its users have it: a service that is waited for, a published port, a network with aliases.
-
-Not among the pinned packages: ``pip install testcontainers`` into the environment turns these tests on.
-"""
+"""testcontainers, as its users have it: a service that is waited for, a published port, a network with aliases."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from engine_world import Daemon
-
-pytest.importorskip("testcontainers")
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 

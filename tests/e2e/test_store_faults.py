@@ -133,7 +133,7 @@ class Rounds:
         assert self.daemon.tare("system", "fsck").stdout.endswith("1 blobs, 1 layers, 1 images, 0 containers checked: clean\n")
 
 
-@pytest.mark.parametrize("driver", ["erofs", "overlay"])
+@pytest.mark.parametrize("driver", ["erofs", "overlay", "vfs"])
 def test_killed_at_any_point(driver: str, tmp_path: Path) -> None:
     layers = [{"big": os.urandom(1 << 20), **{f"d{n}/{i}": b"x" * i for i in range(50)}} for n in range(5)]
     daemon = new_daemon("--storage-driver", driver)
@@ -143,7 +143,7 @@ def test_killed_at_any_point(driver: str, tmp_path: Path) -> None:
             daemon.load_busybox()
             rounds = Rounds(daemon, name, tmp_path)
             rounds.prepare()
-            for _ in range(max(1, ROUNDS // 2)):
+            for _ in range(max(1, ROUNDS // 3)):
                 rounds.round()
             rounds.finish()
         assert not tracebacks(daemon)

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 _PASSED = ("tls-cert", "tls-key", "htpasswd", "log-level")
 _SWITCHES = ("anonymous-pull", "anonymous-push", "read-only", "no-delete")
-_ROOT = ("root", "", "string", "Directory with the registry's content, or s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME]", "/var/lib/tare-registry")
+_ROOT = (
+    "root",
+    "",
+    "string",
+    "Directory with the registry's content, or s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME]",
+    "/var/lib/tare-registry",
+)
 
 
 def _become(*arguments: str) -> int:
