@@ -10,7 +10,9 @@ import ssl
 import stat
 import struct
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -543,3 +545,34 @@ async def test_request_error_is_answered(tmp_path: Path) -> None:
 
     async with serving(handler, tmp_path / "s"):
         assert b"bad thing" in await exchange(tmp_path / "s", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_the_rest_of_a_body_comes_while_its_beginning_is_taken(tmp_path: Path, chunked: bool) -> None:
+    taken: list[bytes] = []
+    begun, resume = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def sink(piece: bytes | memoryview) -> None:
+        taken.append(bytes(piece))
+        loop.call_soon_threadsafe(begun.set)
+        resume.wait(5)
+
+    async def handler(request: Request) -> Response:
+        with ThreadPoolExecutor(1) as pool:
+            await request.receive(sink, pool)
+        return Response(200, b"taken", "text/plain")
+
+    framing, first, rest = (
+        ("Transfer-Encoding: chunked", b"1\r\na\r\n", b"1\r\nb\r\n0\r\n\r\n") if chunked else ("Content-Length: 2", b"a", b"b")
+    )
+    async with serving(handler, tmp_path / "s"):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(f"PUT / HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode() + first)
+        await asyncio.wait_for(begun.wait(), 5)
+        writer.write(rest)
+        await asyncio.sleep(0.1)  # the server's loop reads it
+        resume.set()
+        assert (await asyncio.wait_for(reader.readuntil(b"taken"), 5)).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+    assert b"".join(taken) == b"ab"

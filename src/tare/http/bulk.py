@@ -39,9 +39,10 @@ async def receive(connection: Connection, sink: Sink, pool: Executor) -> None:
     sink has then got every byte that came."""
     if not connection.body_pending:
         return
-    first = connection.take_buffered()
-    if first:
-        await _run(pool, sink, first)
+    while (
+        data := connection.take_buffered()
+    ):  # more may come while the sink has it: a thread that reads the socket would wait for it in vain
+        await _run(pool, sink, data)
     if not connection.body_pending:
         return
     sock = connection.borrow_socket()
