@@ -127,18 +127,36 @@ class Storage:
     def _blob_size(self, digest: Digest) -> int | None:
         """Also of a blob that a collection, perhaps a killed one, has just hidden."""
         found = self.objects.size(digest)
-        return self.objects.size(digest) if found is None and self.objects.unhide(digest) else found
+        for _ in range(_TRIES):
+            if found is not None:
+                break
+            unhidden = self.objects.unhide(digest)
+            found = self.objects.size(digest)  # also if not by us: somebody else may have been faster
+            if not unhidden:
+                break
+        return found
 
     def file(self, digest: Digest) -> BinaryIO | None:
         """The blob as a file, where there is one. ``BLOB_UNKNOWN``."""
-        try:
-            return self.objects.file(digest)
-        except FileNotFoundError:
-            raise _no_blob(digest) from None
+        for _ in range(_TRIES):
+            try:
+                return self.objects.file(digest)
+            except FileNotFoundError:
+                if self._blob_size(digest) is None:
+                    break
+        raise _no_blob(digest)
 
     def read(self, digest: Digest, start: int, end: int) -> Iterator[bytes]:
-        """A part of the blob in pieces. ``FileNotFoundError`` when somebody has deleted it."""
-        return self.objects.read(digest, start, end)
+        """A part of the blob in pieces. ``FileNotFoundError`` when somebody has deleted it (not when a collection had it in hand)."""
+        for left in reversed(range(_TRIES)):
+            try:
+                for data in self.objects.read(digest, start, end):
+                    start += len(data)
+                    yield data
+                return
+            except FileNotFoundError:
+                if not left or self._blob_size(digest) is None:
+                    raise
 
     def link_blob(self, name: str, digest: Digest) -> None:
         """Make a stored blob a repository's own. ``BLOB_UNKNOWN`` when it is not stored."""
@@ -310,7 +328,10 @@ class Storage:
     def document(self, digest: Digest) -> bytes:
         """A manifest's bytes. ``MANIFEST_UNKNOWN`` when they have just been removed."""
         try:
-            return b"".join(self.objects.read(digest, 0, self._blob_size(digest) or 0))
+            size = self._blob_size(digest)
+            if size is None:
+                raise FileNotFoundError
+            return b"".join(self.read(digest, 0, size))
         except FileNotFoundError:
             raise RegistryError("MANIFEST_UNKNOWN", "manifest unknown", {"digest": digest}) from None
 

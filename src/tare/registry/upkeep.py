@@ -12,6 +12,7 @@ and come back when a manifest that names them appeared at the same time.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 from tare.oci.digest import Digest
 from tare.registry.errors import RegistryError
 from tare.registry.storage import Storage
+
+log = logging.getLogger("tare.registry")
 
 GRACE = 24 * 3600.0
 UPLOAD_SECONDS = 168 * 3600.0
@@ -80,18 +83,23 @@ def _held(storage: Storage) -> set[Digest]:
     return {digest for name in storage.repositories() for digest in (*storage.blobs(name), *storage.manifests(name))}
 
 
-def _used(storage: Storage, name: str) -> set[Digest]:
+def _used(storage: Storage, name: str) -> set[Digest] | None:
+    """None: a manifest that the repository has cannot be read, and nobody knows what it names."""
     used: set[Digest] = set()
     for digest in storage.manifests(name):
         try:
             used.update(named_by(json.loads(storage.document(digest))))
         except (RegistryError, ValueError):
-            continue
+            if storage.has_manifest(name, digest):
+                log.error("manifest %s of %s cannot be read: nothing of this repository is collected", digest, name)
+                return None
     return used
 
 
 def _unlink_unused(storage: Storage, name: str, before: float) -> None:
     used, linked = _used(storage, name), storage.blobs(name)
+    if used is None:
+        return
     for digest in used.difference(linked, storage.manifests(name)):  # a killed collection took the link away
         if storage.objects.size(digest) is not None or digest in storage.objects.hidden():
             _try_link(storage, name, digest)
@@ -102,7 +110,8 @@ def _unlink_unused(storage: Storage, name: str, before: float) -> None:
         except RegistryError:
             continue
     if gone:
-        for digest in _used(storage, name).intersection(gone):
+        used = _used(storage, name)
+        for digest in gone if used is None else used.intersection(gone):
             _try_link(storage, name, digest)
 
 
