@@ -47,6 +47,7 @@ WORKS = [
     ("--device-cgroup-rule 'c 10:200 rwm'", "echo ok", r"ok"),
     ("--privileged", "mount -t tmpfs x /tmp && ls /dev/null && echo mounted", r"/dev/null\nmounted"),
     ("--cpuset-cpus 0", "grep Cpus_allowed_list /proc/self/status", r"Cpus_allowed_list:\s+0"),
+    ("--init", "cat /proc/1/comm; echo $(tr '\\0' ' ' </proc/1/cmdline | cut -c-27)", r"docker-init\n/sbin/docker-init -- sh -c"),
     ("--hostname foo --domainname dom", "hostname; cat /proc/sys/kernel/domainname", r"foo\ndom"),
     ("-w /new/dir", "pwd", r"/new/dir"),
     ("--cpus 0.5 --cpu-shares 512 --memory 32m --memory-swap 64m --pids-limit 50 --memory-reservation 16m", "echo ok", r"ok"),
