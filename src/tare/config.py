@@ -77,7 +77,7 @@ class EngineConfig:
     init: bool = False
     """Containers that do not say otherwise get an init."""
     init_path: str = ""
-    """Host path of a static init; ``built-in`` or empty for our own."""
+    """Host path of a static init, ``built-in`` for our own, or empty for the host's if it has one."""
     group: str | None = None
     """Group that owns the unix sockets (dockerd: ``docker``); ``None`` leaves root."""
     tls: bool = False

@@ -77,7 +77,7 @@ OPTIONS = (
     Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file, local, syslog, journald or none"),
     Option("log-opt", "log_opts", "map", "Default log options, KEY=VALUE", key="log-opts"),
     Option("init", "init", "bool", "Run an init in every container that does not say otherwise"),
-    Option("init-path", "init_path", "str", "Path of a static init on the host, in place of Tare's own"),
+    Option("init-path", "init_path", "str", "Path of a static init on the host, or built-in for Tare's own"),
     Option("group", "group", "str", "Group of the unix socket", "G"),
     Option("tls", "tls", "bool", "Use TLS; implied by --tlsverify"),
     Option("tlsverify", "tlsverify", "bool", "Use TLS and verify the client"),

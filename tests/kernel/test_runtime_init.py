@@ -1,12 +1,10 @@
-"""``--init`` without a program of the host's: process 1 forwards, reaps, ends as the program does, and is small and closed."""
+"""``--init`` without a program of the host's: process 1 forwards, reaps, ends as the program does, and is closed."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ import pytest
 from tare.containers.driver import RuntimeTask
 from tare.containers.task import ExecLaunch, Stdio
 from tare.errors import StartFailed
-from tare.runtime import reaper_program
 from tare.runtime.lowering import BUILT_IN_INIT
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,14 +22,14 @@ from runtime_world import World, alive, make_busybox_root, pair, process
 
 pytestmark = pytest.mark.root
 
-INTERPRETED: dict[str, Any] = {
+DENYING: dict[str, Any] = {
     "seccomp": {
         "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [{"names": ["memfd_create", "close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+        "syscalls": [{"names": ["close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
     }
 }
-"""A filter with which process 1 cannot become the small program."""
-KINDS = pytest.mark.parametrize("linux", [{}, INTERPRETED], ids=["program", "python"])
+"""A filter of the program's that takes away something that process 1 would like to have."""
+KINDS = pytest.mark.parametrize("linux", [{}, DENYING], ids=["", "filtered"])
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +106,13 @@ async def test_orphans_are_reaped_also_those_of_execs(world: World, linux: dict[
     assert len(others()) == 1
 
 
-async def test_process_1_is_small_and_nothing_of_the_engine(world: World) -> None:
+async def test_process_1_is_small(world: World) -> None:
     task = await start(world, ["sh", "-c", "echo go; exec sleep 100"])
     proc = Path(f"/proc/{task.pid}")
-    assert private_kib(task.pid) < 200
+    assert private_kib(task.pid) < 4096
     assert sorted(os.listdir(proc / "fd")) == ["0", "1", "2"]
     assert (proc / "cmdline").read_bytes().split(b"\0")[:3] == [b"/sbin/docker-init", b"--", b"sh"]
     assert (proc / "comm").read_text() == "docker-init\n"
-    assert b"LD_LIBRARY_PATH" not in (proc / "environ").read_bytes()
-    assert os.readlink(proc / "exe") == "/memfd:docker-init (deleted)"
-    with pytest.raises(OSError, match=r"Text file busy|Operation not permitted"):
-        os.open(proc / "exe", os.O_WRONLY)
-    mapped = {line.split()[-1] for line in (proc / "maps").read_text().splitlines()}
-    assert not [name for name in mapped if name.startswith("/") and "memfd" not in name]
 
 
 async def test_the_interpreter_as_process_1_is_closed(world: World) -> None:
@@ -130,7 +121,7 @@ async def test_the_interpreter_as_process_1_is_closed(world: World) -> None:
         "for f in exe environ mem auxv; do head -c 1 /proc/1/$f >/dev/null 2>&1 && echo open $f; done; "
         "echo x >/proc/1/exe; for f in fd/0 cwd root; do readlink /proc/1/$f; done; ls /proc/1/fd; tr '\\0' ' ' </proc/1/cmdline"
     )
-    exit, output = await world.run(["sh", "-c", script + "; true"], init=BUILT_IN_INIT, linux=INTERPRETED)
+    exit, output = await world.run(["sh", "-c", script + "; true"], init=BUILT_IN_INIT)
     assert exit.code == 0
     lines = [line for line in output.splitlines() if "Permission denied" not in line]
     assert lines[:3] == ["0", "1", "2"]
@@ -188,41 +179,3 @@ async def test_what_cannot_be_executed_is_a_failed_start(world: World, linux: di
         with pytest.raises(StartFailed) as caught:
             await world.start(world.launch(args, init=BUILT_IN_INIT, linux=linux))
         assert caught.value.exit_code == code
-
-
-@pytest.mark.parametrize(("machine", "emulator"), [("x86_64", ""), ("aarch64", "qemu-aarch64-static")])
-def test_the_program_of_each_machine(machine: str, emulator: str, tmp_path: Path) -> None:
-    command = [shutil.which(emulator) or ""] if emulator and os.uname().machine != machine else []
-    if command == [""] or (not command and os.uname().machine != machine):
-        pytest.skip(f"this machine runs no {machine} programs: apt-get install qemu-user-static")
-    driver = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(reaper_program.__file__).parents[2])!r})
-from tare.runtime import reaper, reaper_program
-reaper.hold_signals()
-child = os.fork()
-if child == 0:
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.execvp("sh", ["sh", "-c", sys.argv[1]])
-with open("init", "wb") as file:
-    file.write(reaper_program.image(child, reaper._CAUGHT, {machine!r}))
-os.chmod("init", 0o700)
-os.execv({(command or ["./init"])[0]!r}, {[*command, "./init"]!r})
-"""
-    for script, code, number in (
-        ("exit 7", 7, 0),
-        ("kill -KILL $$", 137, 0),
-        ("trap 'exit 3' USR1; echo go; while true; do sleep 0.05; done", 3, signal.SIGUSR1),
-        ("(sleep 0.05 &); echo go; exec sleep 100", 143, signal.SIGTERM),
-    ):
-        done = subprocess.Popen([sys.executable, "-c", driver, script], cwd=tmp_path, stdout=subprocess.PIPE)
-        assert done.stdout is not None
-        if number:
-            assert done.stdout.readline() == b"go\n"
-            done.send_signal(number)
-        assert done.wait(20) == code, script
-        done.stdout.close()
-
-
-def test_no_program_for_other_machines() -> None:
-    assert reaper_program.image(5, [signal.SIGTERM], "riscv64") == b""

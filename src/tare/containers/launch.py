@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_STATIC_INITS = ("/usr/bin/tini-static", "/usr/bin/docker-init", "/sbin/docker-init", "/usr/libexec/docker/docker-init")
+
 
 class Launcher:
     """Builds launches, and owns what a container has on disk beside its snapshot."""
@@ -410,9 +412,10 @@ class Launcher:
         return f"/{parent.strip('/')}/{record.id}"
 
     def _init(self, host: HostConfig) -> str:
-        """The init that the container asks for, or the daemon for all: one given by path, or our own (decision 60)."""
-        wanted = self._config.init if host.init is None else host.init
-        return (self._config.init_path or BUILT_IN_INIT) if wanted else ""
+        """The init that the container asks for, or the daemon for all: one given by path, one that the host has, or our own."""
+        if not (self._config.init if host.init is None else host.init):
+            return ""
+        return self._config.init_path or next((path for path in _STATIC_INITS if os.path.exists(path)), BUILT_IN_INIT)
 
     # -- exec, take-over, end -----------------------------------------------------------------------------------------------------------
 

@@ -1,26 +1,21 @@
-"""The built-in init of ``--init``: process 1 stays ours, and the program is its child.
+"""The built-in init of ``--init`` where the host has no static one: process 1 stays ours, and the program is its child.
 
 What an init owes its container: the program gets every signal that process 1 gets, orphans are reaped, and process 1 ends as the program
-did. It does so under the program's own limits (user, capabilities, seccomp filter) and holds no descriptor above 2.
-
-Once the program is forked, process 1 executes ``runtime.reaper_program``: 12 kB of memory instead of 3 MB, and nothing of the engine
-left in the container. Where that cannot be (another machine, a kernel that executes no memfd) it goes on as it is: not dumpable, so
-that ``/proc/1/exe``, ``fd`` and ``mem`` are closed to the container's root too; it imports and opens nothing, and its interpreter was
-executed from a read-only mount that the container does not have (CVE-2019-5736).
+did. It does so under the program's own limits (user, capabilities, seccomp filter), holds no descriptor above 2, cannot be looked into
+(not dumpable: ``/proc/1/exe``, ``fd`` and ``mem`` are closed to the container's root too), and imports and opens nothing: we are inside
+the container's root. Its interpreter was executed from a read-only mount that the container does not have (CVE-2019-5736).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tare.linux import capabilities, libc, process
 from tare.linux.constants import PR_SET_CHILD_SUBREAPER, PR_SET_NAME
-from tare.runtime import reaper_program
 
 NAME = "docker-init"
 """As ``ps`` in a container knows such a process."""
@@ -57,7 +52,7 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
 
 
-def supervise(argv: list[str], environment: Mapping[str, str]) -> None:
+def supervise(argv: list[str]) -> None:
     """Fork. Returns in the child, which is to execute the program; process 1 stays here until the child ends, and ends like it."""
     if os.getpid() != 1:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans come here also in the host's process namespace
@@ -68,29 +63,13 @@ def supervise(argv: list[str], environment: Mapping[str, str]) -> None:
         return
     code = 1
     try:
-        arguments = [f"/sbin/{NAME}", "--", *argv]
-        _become_program(child, arguments, environment)
         _close_descriptors()
         if os.geteuid() != 0:
             capabilities.apply(0, 0)  # what an exec takes from a program that is not root's
-        show_as(arguments)
+        show_as([f"/sbin/{NAME}", "--", *argv])
         code = _watch(child)
     finally:
         os._exit(code)
-
-
-def _become_program(child: int, arguments: list[str], environment: Mapping[str, str]) -> None:
-    """Execute the small program; returns only if that cannot be."""
-    image = reaper_program.image(child, _CAUGHT)
-    if not image:
-        return
-    try:
-        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.write(fd, image)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        os.execve(fd, arguments, environment)
-    except OSError:
-        return
 
 
 def _close_descriptors() -> None:

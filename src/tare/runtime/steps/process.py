@@ -312,7 +312,7 @@ class Execute(NamedTuple):
             reaper.hold_signals()
         context.tell("ready")
         if self.supervised:
-            reaper.supervise(argv, environment)
+            reaper.supervise(argv)
         try:
             os.execve(program, argv, environment)
         except OSError as error:
