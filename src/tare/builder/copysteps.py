@@ -97,7 +97,8 @@ async def copy_step(stage: StageBuild, instruction: ins.Copy) -> None:
         def created_by(note: str) -> str:
             return configure.nop(stage.container, f"{word} {shown}{note} in {written} ", space=False)
 
-        await stage.layer_step(keys, created_by, made)
+        plain = note and not (chmod or instruction.exclude or instruction.parents)
+        await stage.layer_step(keys, created_by, made, line=created_by(note) if plain else "")
 
 
 def _destination(text: str, working_directory: str) -> str:

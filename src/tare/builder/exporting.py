@@ -227,7 +227,7 @@ class Exporter:
             if vertex is not None:
                 await vertex.status(f"exporting manifest {publication.top.digest}", done=True)
             moment = results[0].config.created or ""
-            await self._deliver(lambda: outflow(_layout(publication, results, names, self.content, moment, docker=docker)), vertex)
+            await self._deliver(lambda: outflow(layout(publication, results, names, self.content, moment, docker=docker)), vertex)
         return _described(publication)
 
     def _tree(self, results: Sequence[Result], *, split: bool) -> Generator[bytes, None, None]:
@@ -256,7 +256,7 @@ def _described(publication: Publication) -> dict[str, Any]:
     return {"containerimage.digest": str(publication.top.digest), "containerimage.descriptor": plain(publication.top)}
 
 
-def _layout(
+def layout(
     publication: Publication, results: Sequence[Result], names: Sequence[Reference], content: ContentStore, created: str, *, docker: bool
 ) -> Generator[bytes, None, None]:
     """An OCI image layout as a tar; with ``docker`` one that ``docker load`` of any age takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
@@ -12,6 +12,9 @@ from tare.errors import TareError
 from tare.oci.reference import Reference
 from tare.wire.build import Export
 from tare.wire.container import HostConfig
+
+if TYPE_CHECKING:
+    from tare.builder.trees import TarTree
 
 NETWORK_HOST = "network.host"
 SECURITY_INSECURE = "security.insecure"
@@ -42,7 +45,9 @@ class BuildRequest:
     agents: Mapping[str, str] = field(default_factory=dict)
     """SSH agents by id: paths of sockets on this machine."""
     contexts: Mapping[str, str] = field(default_factory=dict)
-    """Named contexts: an image (``docker-image://NAME``) for a name that FROM or ``--from`` may use."""
+    """Named contexts (``namedcontexts``): an address for a name that FROM or ``--from`` may use; "" for files that were uploaded."""
+    uploads: Mapping[str, TarTree] = field(default_factory=dict)
+    """What the client sent before the build: ``context-NAME``, ``cache-NUMBER``."""
     allow: frozenset[str] = frozenset()
     """Entitlements: ``network.host``, ``security.insecure``."""
     epoch: int | None = None

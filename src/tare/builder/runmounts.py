@@ -141,7 +141,7 @@ class Places:
                 number += 1
                 key = self.cache_key(f"{id}\0{number}")
         self._users[key] = self._users.get(key, 0) + 1
-        path = self._caches / key
+        path = self.cache_path(key)
         fresh = not path.is_dir()
         if fresh:
             make_directory(self._caches)
@@ -172,10 +172,13 @@ class Places:
         if sharing == "locked":
             self._locks[key].release()
 
+    def cache_path(self, key: str) -> Path:
+        return self._caches / key
+
     def cache_size(self, key: str) -> int:
         """Bytes of the files in a cache mount. Walks it."""
         total = 0
-        for _, _, names, directory in os.fwalk(self._caches / key):
+        for _, _, names, directory in os.fwalk(self.cache_path(key)):
             for name in names:
                 with suppress(OSError):
                     total += os.lstat(name, dir_fd=directory).st_size
@@ -187,7 +190,7 @@ class Places:
     def discard_cache(self, key: str) -> int:
         """Delete a cache mount's directory; returns its bytes. Blocks."""
         size = self.cache_size(key)
-        path = self._caches / key
+        path = self.cache_path(key)
         doomed = path.with_name(f".gone-{key}")
         with suppress(FileNotFoundError):
             path.rename(doomed)

@@ -119,8 +119,13 @@ class _Mounts:
         mode = 0o755 if mount.mode < 0 else mount.mode
         key, path, fresh = await places.cache(name, mount.sharing, mode, int(mount.uid or 0), int(mount.gid or 0))
         opened.callback(places.release_cache, key, mount.sharing)
-        self._stage.build.cache.mount_used(key, f"mount {_target(mount)} (id {name})")
-        if fresh and mount.from_:
+        description = f"mount {_target(mount)} (id {name})"
+        self._stage.build.cache.mount_used(key, description)
+        self._stage.build.mounts[key] = description
+        imported = await self._stage.build.imports.mount(key) if fresh else None
+        if imported is not None:
+            await self._stage.build.in_thread(lambda: places.fill(path, [imported], ""))
+        elif fresh and mount.from_:
             layers = await self._layers(mount)
             await self._stage.build.in_thread(lambda: places.fill(path, layers, mount.source))
         return runmounts.point(path, _target(mount), writable=not mount.readonly)
@@ -221,7 +226,8 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
             finally:
                 await build.finally_(build.runner.end(id))
 
-    await stage.layer_step(keys, lambda _: prefix + shown, made, ran=True)
+    plain = not (instruction.mounts or script) and (instruction.network, instruction.security) == ("default", "sandbox")
+    await stage.layer_step(keys, lambda _: prefix + shown, made, ran=True, line=prefix + shown if plain else "")
 
 
 async def _native(stage: StageBuild, run: Awaitable[Exit]) -> Exit:

@@ -12,19 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tare.builder import attestation, calls, checks, exporting, parser, stages
+from tare.builder import attestation, cacheexport, calls, checks, exporting, parser, stages
 from tare.builder import instructions as ins
 from tare.builder.cache import Cache, CacheRecord
+from tare.builder.cacheexport import CacheExporter
+from tare.builder.cacheimport import Imports
 from tare.builder.checkrules import RULES
 from tare.builder.checks import Finding
 from tare.builder.errors import DockerfileError
 from tare.builder.exporting import Exporter
+from tare.builder.history import History
 from tare.builder.ignore import Patterns
 from tare.builder.publication import Result
 from tare.builder.request import BuildRequest, Note, Say, Text, Trace
@@ -68,6 +73,30 @@ class CacheEntry:
     count: int
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much of the cache a prune leaves, in bytes, as BuildKit reckons it; all 0: nothing."""
+
+    reserved: int = 0
+    """So much may stay in any case."""
+    most: int = 0
+    """No more than this stays."""
+    free: int = 0
+    """So much of the disk shall be free afterwards."""
+
+    def keep(self, total: int, place: Path) -> int:
+        """Of ``total`` bytes so many may stay on the file system of ``place``; 0: none."""
+        keep = self.most
+        if self.free:
+            state = os.statvfs(place)
+            missing = self.free - state.f_bavail * state.f_frsize
+            if missing > 0:
+                keep = max(1, min(keep or total, total - missing))
+            elif not keep:
+                keep = max(1, total)
+        return max(keep, self.reserved)
+
+
 class Builder:
     """Builds of one engine."""
 
@@ -91,9 +120,11 @@ class Builder:
         """How many commands run at the same time, over all builds."""
         self.scratch = config.data_root / "builder" / "tmp"
         self.sessions = Sessions(self.scratch)
+        self.data = config.data_root / "builder"
         self._making: dict[str, tuple[asyncio.Lock, int]] = {}
-        make_directory(config.data_root / "builder")
+        make_directory(self.data)
         make_directory(self.scratch)
+        self.history = History(metadata, self.data / "history")
         images.keep(self.cache.layers)
 
     async def recover(self) -> None:
@@ -110,9 +141,16 @@ class Builder:
     async def build(self, request: BuildRequest, context: TarTree, say: Say, session: Session | None = None) -> str:
         """Build, and give the result to its outputs; returns the image's id. A cancellation ends the build cleanly."""
         exporting.check(request.outputs, request.tags)
+        cacheexport.check(request.cache_to)
         attestation.check(request.attestations)
         text = self._dockerfile(request, context)
         _hide_ignored(context, request.dockerfile)
+        if request.call:
+            return await self._build(request, text, context, say, session)
+        async with self.history.recording(request, say) as recording:
+            return await self._build(request, text, context, recording.say, session)
+
+    async def _build(self, request: BuildRequest, text: bytes, context: TarTree, say: Say, session: Session | None) -> str:
         builds: list[Build] = []
         try:
             if request.call:
@@ -122,13 +160,17 @@ class Builder:
             await self._checked(request, dockerfile, text, context, say)
             async with self.images.pins() as pins:
                 results = []
+                imports = Imports(request, self.images, self.layers, pins, Build.in_thread)
+                await imports.load(say)
                 for one in _per_platform(request):
                     graph = stages.plan(dockerfile, one.build_args, one.target, one.platform)
-                    builds.append(Build(self, one, graph, context, pins))
+                    builds.append(Build(self, one, graph, context, pins, imports))
                     results.append(await self._result(builds[-1], text, say))
                 exporter = Exporter(self.images, self.images.content, self.snapshots, request, pins, say, session)
                 await self._warn_unused(request, builds, say)
-                return await exporter.export(results)
+                image = await exporter.export(results)
+                await CacheExporter(self.images, request, pins, say, session).export(builds)
+                return image
         except TareError as error:
             await say(Note("failure", _place(error, text, request.dockerfile, builds)))
             raise
@@ -190,6 +232,8 @@ class Builder:
             raise InvalidArgument("No image was generated. Is your Dockerfile empty?")
         if build.request.squash:
             config = await squash(build, config, build.origin)
+        if any(wanted.type == "inline" for wanted in build.request.cache_to):
+            config = cacheexport.inline(build, config)
         return Result(build.request.platform, config, encode(config), await attestation.attest(build, config, text, begun))
 
     async def _warn_unused(self, request: BuildRequest, builds: Sequence[Build], say: Say) -> None:
@@ -245,25 +289,27 @@ class Builder:
     def _image_layers(self) -> set[str]:
         return {str(diff_id) for image in self.images.list() for diff_id in image.diff_ids}
 
-    async def prune(self, wanted: Callable[[CacheEntry], bool], *, everything: bool, keep: int = 0) -> tuple[list[str], int]:
+    async def prune(self, wanted: Callable[[CacheEntry], bool], *, everything: bool, room: Room) -> tuple[list[str], int]:
         """Forget cached steps and cache mounts; the ids of what went and the bytes that became free.
 
-        Without ``everything`` what images use too stays. ``keep``: bytes of the most recently used that may stay.
+        Without ``everything`` what images use too stays. ``room`` says how much of the most recently used may stay.
         """
-        candidates = [entry for entry in await asyncio.to_thread(self.usage) if not entry.in_use and wanted(entry)]
-        total = sum(entry.size for entry in candidates if not entry.shared)
+        entries = await asyncio.to_thread(self.usage)
+        total = sum(entry.size for entry in entries if not entry.shared)
+        keep = room.keep(total, self.data)
         gone: list[CacheEntry] = []
-        for entry in candidates:
+        for entry in entries:
             if keep and total <= keep:
                 break
-            if entry.shared and not everything:
+            if entry.in_use or not wanted(entry) or (entry.shared and not everything):
                 continue
             gone.append(entry)
             total -= 0 if entry.shared else entry.size
         steps = {entry.id for entry in gone if entry.type == "regular"}
         doomed = [record for key, record in self.cache.steps() if key[:25] in steps]
         identities = {id(record) for record in doomed}
-        self.cache.drop(lambda record: id(record) in identities or (everything and not keep and not record.diff_id))
+        plain = everything and not keep
+        self.cache.drop(lambda record: id(record) in identities or (plain and not record.diff_id and wanted(_plain_entry(record))))
         freed = 0
         for entry in gone:
             if entry.type == "exec.cachemount" and not self.runner.places.cache_busy(entry.id):
@@ -272,6 +318,11 @@ class Builder:
         layers = [record.diff_id for record in doomed]
         collected = await self.images.collect_layers(layers)
         return [entry.id for entry in gone], freed + collected.bytes
+
+
+def _plain_entry(record: CacheRecord) -> CacheEntry:
+    """A step that made no layer, for a rule."""
+    return CacheEntry("", "regular", record.description, False, False, 0, record.made, record.used, record.count)
 
 
 def _per_platform(request: BuildRequest) -> list[BuildRequest]:

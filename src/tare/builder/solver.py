@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import msgspec
 
 from tare.builder import copying
 from tare.builder.instructions import Arg as _Arg
+from tare.builder.namedcontexts import NamedContexts
 from tare.builder.narration import Voice, narrate
 from tare.builder.request import BuildRequest, Say, Text
 from tare.builder.stagebuild import StageBuild
@@ -32,6 +33,9 @@ from tare.oci.platform import Platform, host
 from tare.oci.reference import Reference
 
 if TYPE_CHECKING:
+    from tare.builder.cache import CacheRecord
+    from tare.builder.cachedocument import Used
+    from tare.builder.cacheimport import Imports
     from tare.builder.service import Builder
     from tare.builder.trees import FileTree
     from tare.images.garbage import Pins
@@ -49,13 +53,10 @@ class Origin:
     history: int = 0
 
 
-_IMAGE = "docker-image://"
-
-
 class Build:
     """One build under way."""
 
-    def __init__(self, builder: Builder, request: BuildRequest, graph: BuildGraph, context: FileTree, pins: Pins) -> None:
+    def __init__(self, builder: Builder, request: BuildRequest, graph: BuildGraph, context: FileTree, pins: Pins, imports: Imports) -> None:
         self._builder = builder
         self.request = request
         self.graph = graph
@@ -81,6 +82,11 @@ class Build:
         self._results: dict[int, asyncio.Task[ImageConfig]] = {}
         self._context_layers: asyncio.Task[tuple[Digest, ...]] | None = None
         self._bases: dict[tuple[str, str], asyncio.Task[Image]] = {}
+        self.contexts = NamedContexts(self)
+        self.imports = imports
+        self.mounts: dict[str, str] = {}
+        """Cache mounts that were used, by key, with their descriptions."""
+        self._used: list[tuple[int, Used]] = []
 
     # -- the whole ----------------------------------------------------------------------------------------------------------------------
 
@@ -122,7 +128,7 @@ class Build:
         await asyncio.gather(*tasks)
 
     async def _end(self) -> None:
-        tasks: list[asyncio.Task[Any]] = [*self._results.values(), *self._bases.values()]
+        tasks: list[asyncio.Task[Any]] = [*self._results.values(), *self._bases.values(), *self.contexts.tasks()]
         if self._context_layers is not None:
             tasks.append(self._context_layers)
         for task in tasks:
@@ -152,7 +158,8 @@ class Build:
         """An id for the container that Docker's builder would have made for a step."""
         return secrets.token_hex(6)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    @staticmethod
+    async def in_thread(work: Callable[[], T]) -> T:
         """Run blocking work; a cancellation waits for its end, so that nothing of it goes on unseen."""
         task = asyncio.ensure_future(asyncio.to_thread(work))
         return await _to_the_end(task)
@@ -179,12 +186,27 @@ class Build:
             return ImageConfig(
                 platform.architecture, platform.os, RootFS([]), platform.variant or None, config=ContainerConfig(), history=[]
             )
+        if self.contexts.image(stage.base) is None:
+            return await self.contexts.base(stage.base, stage.platform)
         image = await self.image(stage.base, stage.platform, voice)
         self._origins[stage.index] = Origin(image.id, len(image.diff_ids), len(image.config.history or ()))
-        return msgspec.structs.replace(
-            image.config, docker_version=None, comment=None, config=image.config.container, rootfs=RootFS(list(image.diff_ids)),
-            history=image.config.history or [],
-        )  # fmt: skip
+        history = image.config.history or []
+        config = msgspec.structs.replace(image.config, docker_version=None, comment=None, inline_cache=None, history=history)
+        return msgspec.structs.replace(config, config=image.config.container, rootfs=RootFS(list(image.diff_ids)))
+
+    def note_step(self, stage: int, keys: Sequence[str], record: CacheRecord) -> None:
+        """A step of ``stage`` was found or made."""
+        self._used.append((stage, (tuple(keys), record)))
+
+    def used_steps(self, *, whole: bool) -> list[Used]:
+        """Steps for others: those of all stages, or only those of the target and of the stages that it is built on."""
+        below: int | None = self.graph.target.index
+        wanted = {stage.index for stage in self.graph.stages} if whole else set()
+        bases = {stage.index: stage.base_stage for stage in self.graph.stages}
+        while below is not None:
+            wanted.add(below)
+            below = bases.get(below)
+        return [used for stage, used in self._used if stage in wanted]
 
     @property
     def origin(self) -> Origin:
@@ -201,10 +223,7 @@ class Build:
 
     async def image(self, name: str, platform: str, voice: Voice) -> Image:
         """A base image: the one that is here, or pulled."""
-        replaced = self.request.contexts.get(name, "")
-        if replaced and not replaced.startswith(_IMAGE):
-            raise InvalidArgument(f"build context {name}: only images (docker-image://NAME) can take a base's place")
-        name = replaced.removeprefix(_IMAGE) or name
+        name = self.contexts.image(name) or name
         key = (name, platform)
         if key not in self._bases:
             self._bases[key] = asyncio.create_task(self._image(name, platform, voice))
@@ -250,8 +269,10 @@ class Build:
 
     async def layers_of(self, reference: str, stage: Stage, voice: Voice) -> tuple[Digest, ...]:
         """The layers of the stage or image that ``--from`` names."""
+        if self.contexts.image(reference) is None:
+            return (await self.contexts.layer(reference),)
         index = self.graph.stage_of(reference, stage.index)
-        if index is not None:
+        if index is not None and self.contexts.find(reference) is None:
             return tuple(self._results[index].result().diff_ids)
         if reference.lower() == SCRATCH:
             return ()

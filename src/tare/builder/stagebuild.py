@@ -245,7 +245,8 @@ class StageBuild:
             await self.pretend_run()
             return await self.build.in_thread(make), ""
 
-        await self.layer_step(keys, lambda _: configure.nop(self.container, f"WORKDIR {told}", space=False), made, config, ran=True)
+        created_by = configure.nop(self.container, f"WORKDIR {told}", space=False)
+        await self.layer_step(keys, lambda _: created_by, made, config, ran=True, line=created_by)
 
     # -- steps --------------------------------------------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class StageBuild:
         if author is not None:
             self.state = msgspec.structs.replace(self.state, author=author)
         keys = [key_of("config", self.state_key(), created_by)]
-        await self.layer_step(keys, lambda _: created_by, made, config, ran=True)
+        await self.layer_step(keys, lambda _: created_by, made, config, ran=True, line=created_by)
 
     async def output(self, data: bytes, error: bool) -> None:
         """What a command writes; its standard error in red, as Docker's builder shows it."""
@@ -283,11 +284,15 @@ class StageBuild:
         config: ContainerConfig | None = None,
         *,
         ran: bool = False,
+        line: str = "",
     ) -> None:
-        """A step whose result is a layer, found by one of ``keys`` or made; ``created_by`` turns its note into the history line."""
+        """A step whose result is a layer, found by one of ``keys`` or made; ``created_by`` turns its note into the history line.
+
+        ``line`` is that line when it says all about the step: then it may be found in another image's history as well.
+        """
         build = self.build
         async with build.exclusively(keys[-1]):
-            record = None if self.uncached() else self._cached(keys)
+            record = None if self.uncached() else await self._cached(keys, line)
             if record is not None:
                 layer = self._layer(record)
                 build.cache.used(keys, record)
@@ -306,6 +311,7 @@ class StageBuild:
                 build.cache.put(keys, record)
                 if ran and build.request.remove:
                     await self.voice.text(f"Removing intermediate container {self.fake_id}\n")
+        build.note_step(self.stage.index, keys, record)
         step = Step(record.created, created_by(record.note), self.state.author or "")
         self.state = child_config(self.state, layer, config if config is not None else self.container, step)
         await self.voice.text(f" ---> {self._short()}\n")
@@ -315,15 +321,19 @@ class StageBuild:
         request = self.build.request
         return request.no_cache or bool({self.stage.name, str(self.stage.index)} & request.no_cache_filter)
 
-    def _cached(self, keys: Sequence[str]) -> CacheRecord | None:
-        """A record whose layer is there, and stays there."""
+    async def _cached(self, keys: Sequence[str], line: str) -> CacheRecord | None:
+        """A record whose layer is there, and stays there: of the own cache, or of one that was imported."""
         record = self.build.cache.find(keys)
-        if record is None or not record.diff_id:
-            return record
-        digest = digest_of(record)
-        assert digest is not None
-        self.build.pins.hold(digest)
-        return record if self.build.layers.has(digest) else None
+        digest = None if record is None else digest_of(record)
+        if digest is not None:
+            self.build.pins.hold(digest)
+            if not self.build.layers.has(digest):
+                record = None
+        if record is None:
+            record = await self.build.imports.find(keys, self.state, line)
+            if record is not None:
+                self.build.cache.put(keys, record)
+        return record
 
     def _layer(self, record: CacheRecord) -> Layer | None:
         digest = digest_of(record)

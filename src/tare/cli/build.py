@@ -101,8 +101,12 @@ def _build(context: Context, options: Options) -> int:
     progress = options.text("progress") if "progress" in options.given else os.environ.get("BUILDKIT_PROGRESS", "") or "auto"
     if progress not in ("auto", "plain", "tty", "quiet", "none", "rawjson"):
         raise CliError(f"invalid progress mode {progress}", 125)
+    if not options.on("disable-content-trust"):
+        raise CliError("Docker Content Trust (Notary v1) is not offered: name base images by digest instead (FROM NAME@sha256:...)")
     plan, quiet = _Plan(options), options.on("quiet")
     pieces, query = _context(options), _query(options)
+    if options.on("compress"):
+        pieces = _compressed(pieces)
     with Agents(plan.agents) as agents:
         session = _open(context.client, plan)
         display = buildshow.chosen(progress, quiet=quiet or bool(plan.document["Call"]))
@@ -270,7 +274,10 @@ def _query(options: Options) -> dict[str, Any]:
         "target": options.text("target") or None,
         "nocache": "1" if options.on("no-cache") else None,
         "pull": "1" if options.on("pull") else None,
-        "rm": "1",
+        "rm": "1" if options.on("rm") else "0",
+        "forcerm": "1" if options.on("force-rm") else None,
+        "isolation": options.text("isolation") or None,
+        "securityopt": json.dumps(options.items("security-opt")) if options.items("security-opt") else None,
         "networkmode": options.text("network") or None,
         "extrahosts": [text.replace("=", ":", 1) if ":" not in text.partition("=")[0] else text for text in options.items("add-host")]
         or None,
@@ -328,6 +335,15 @@ def _context(options: Options) -> Iterator[bytes]:
         raise CliError(f"unable to prepare context: path {source!r} not found")
     inside = _inside(source, dockerfile)
     return _directory(source, inside, "" if inside else dockerfile)
+
+
+def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    import zlib
+
+    packer = zlib.compressobj(1, wbits=31)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
 
 
 def _whole(directory: str, name: str) -> Iterator[bytes]:
@@ -460,13 +476,17 @@ BUILD = Command(
         ("call", "", "string", 'Set method for evaluating build ("check", "outline", "targets")'),
         ("cgroup-parent", "", "string", "Set the parent cgroup for the RUN instructions during build"),
         ("check", "", "bool", "Shorthand for --call=check"),
+        ("compress", "", "bool", "Compress the build context using gzip"),
         ("cpu-period", "", "int", "Limit the CPU CFS (Completely Fair Scheduler) period"),
         ("cpu-quota", "", "int", "Limit the CPU CFS (Completely Fair Scheduler) quota"),
         ("cpu-shares", "c", "int", "CPU shares (relative weight)"),
         ("cpuset-cpus", "", "string", "CPUs in which to allow execution (0-3, 0,1)"),
         ("cpuset-mems", "", "string", "MEMs in which to allow execution (0-3, 0,1)"),
+        ("disable-content-trust", "", "bool", "Skip image verification", True),
         ("file", "f", "string", 'Name of the Dockerfile (default: "PATH/Dockerfile")'),
+        ("force-rm", "", "bool", "Always remove intermediate containers (none is ever left)"),
         ("iidfile", "", "string", "Write the image ID to a file"),
+        ("isolation", "", "string", "Container isolation technology"),
         ("label", "", "list", "Set metadata for an image"),
         ("load", "", "bool", 'Shorthand for "--output=type=docker"'),
         ("memory", "m", "bytes", "Memory limit"),
@@ -482,8 +502,10 @@ BUILD = Command(
         ("pull", "", "bool", "Always attempt to pull all referenced images"),
         ("push", "", "bool", 'Shorthand for "--output=type=registry"'),
         ("quiet", "q", "bool", "Suppress the build output and print image ID on success"),
+        ("rm", "", "bool", "Remove intermediate containers after a successful build (none is ever left)", True),
         ("sbom", "", "string", 'Shorthand for "--attest=type=sbom"'),
         ("secret", "", "list", 'Secret to expose to the build ("id=mysecret[,src=/local/secret]")'),
+        ("security-opt", "", "list", "Security options"),
         ("shm-size", "", "bytes", "Shared memory size for build containers"),
         ("squash", "", "bool", "Squash newly built layers into a single new layer"),
         ("ssh", "", "list", 'SSH agent socket or keys to expose to the build ("default|<id>[=<socket>|<key>[,<key>]]")'),

@@ -100,8 +100,10 @@ def caches(texts: Iterable[str], flag: str) -> list[tuple[str, dict[str, str]]]:
         type = attributes.pop("type", "")
         if not type:
             raise CliError(f"type required for cache entry {text!r}")
-        if type not in ("registry", "local", "inline"):
-            raise CliError(f"cache type {type!r} is not offered: registry, local or inline is expected")
+        offered = ("registry", "local") if flag == "cache-from" else ("registry", "local", "inline")
+        if type not in offered:
+            hint = ": an inline cache is read from its image, type=registry" if type == "inline" else ""
+            raise CliError(f"cache type {type!r} is not offered for --{flag}: {' or '.join(offered)} is expected{hint}")
         if type == "registry" and not attributes.get("ref"):
             raise CliError("ref is required for the registry cache")
         if type == "local" and not attributes.get("src" if flag == "cache-from" else "dest"):

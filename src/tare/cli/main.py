@@ -95,7 +95,12 @@ _CONTAINER_VERBS = (
     "attach commit cp create diff exec export kill logs pause port rename restart rm run start stats stop top unpause update wait"
 )
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
-    "builder": {"build": ("tare.cli.build", "BUILD", "Build an image from a Dockerfile")},
+    "builder": {
+        "build": ("tare.cli.build", "BUILD", "Build an image from a Dockerfile"),
+        "df": ("tare.cli.builderverbs", "DF", "Show the build cache"),
+        "history": ("tare.cli.builderverbs", "HISTORY", "Show earlier builds, and what they said"),
+        "prune": ("tare.cli.builderverbs", "PRUNE", "Remove build cache"),
+    },
     "container": {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),
         "ls": COMMON["ps"],

@@ -183,7 +183,7 @@ class Registry:
         if isinstance(document, Index):
             platforms = [entry.platform for entry in document.manifests if entry.platform]
         elif document.config.media_type in media_types.CONFIGS:
-            config = parse_config(await _fetch_small(repository, document.config))
+            config = parse_config(await fetch_document(repository, document.config))
             platforms = [PlatformEntry(config.architecture, config.os, config.variant, config.os_version)]
         return Inspected(document.media_type, fetched.digest, len(fetched.raw), tuple(platforms))
 
@@ -230,6 +230,11 @@ class Registry:
                 self._transport = Transport(self.policy, _USER_AGENT, self._certificate_directories)
             return self._transport
 
+    async def layer(self, repository: Repository, descriptor: Descriptor, diff_id: Digest, report: Report = silent) -> None:
+        """Bring one layer into the layer store, verified; the caller pins it."""
+        with self._workers():
+            await self._layer(repository, descriptor, diff_id, report)
+
     async def _documents(self, repository: Repository, platform: Platform | None, pin: Pin) -> Pulled:
         reference = repository.reference
         wanted = platform or host()
@@ -266,7 +271,7 @@ class Registry:
         await pin([digest])
         if self._content.has(digest):
             return parse_config(await asyncio.to_thread(self._content.read, digest))
-        raw = await _fetch_small(repository, descriptor)
+        raw = await fetch_document(repository, descriptor)
         config = parse_config(raw)
         await self._store(raw, digest)
         return config
@@ -323,12 +328,12 @@ async def _pin_nothing(digests: Iterable[Digest]) -> None:
     """For callers whose stores are never collected."""
 
 
-async def _fetch_small(repository: Repository, descriptor: Descriptor) -> bytes:
+async def fetch_document(repository: Repository, descriptor: Descriptor, limit: int = CONFIG_LIMIT) -> bytes:
     """A whole blob in memory, verified."""
     from tare.distribution.retry import retrying
 
-    if descriptor.size > CONFIG_LIMIT:
-        raise Corrupt(f"image config {descriptor.digest} has {descriptor.size} bytes, more than {CONFIG_LIMIT}")
+    if descriptor.size > limit:
+        raise Corrupt(f"image config {descriptor.digest} has {descriptor.size} bytes, more than {limit}")
 
     async def fetch() -> bytes:
         data = bytearray()

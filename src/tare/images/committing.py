@@ -59,6 +59,7 @@ def child_config(parent: ImageConfig, layer: Layer | None, container: ContainerC
         author=step.author or None,
         comment=step.comment or None,
         docker_version=None,
+        inline_cache=None,
         config=container,
         history=[*(parent.history or ()), line],
     )

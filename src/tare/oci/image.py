@@ -143,6 +143,8 @@ class ImageConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     docker_version: str | None = None
     config: ContainerConfig | None = None
     history: list[History] | None = None
+    inline_cache: Any = msgspec.field(default=None, name="tare.cache.v1")
+    """What a builder may take from this image (``tare.builder.cachedocument``)."""
 
     @property
     def diff_ids(self) -> tuple[Digest, ...]:

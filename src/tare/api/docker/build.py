@@ -1,4 +1,4 @@
-"""``/build``: images from Dockerfiles, as the classic builder of dockerd offers it, and the build cache.
+"""``/build``: images from Dockerfiles, as the classic builder of dockerd offers it.
 
 What the classic endpoint cannot say (secrets, agents, named contexts, outputs) our own command line says in a session, before it
 (``tare.builder.sessions``, decision 78).
@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tare.api.docker.attach import RAW, upgrade_head
-from tare.api.docker.filters import parse_until
-from tare.api.docker.params import boolean, integer, json_body, json_response, read_filters
+from tare.api.docker.params import boolean, integer, json_body, json_response
 from tare.api.docker.streams import JsonStream
 from tare.builder.context import empty, receive
 from tare.builder.remotes import open_context
 from tare.builder.request import AgentWanted, BuildRequest, Built, ExportReady, Message, Note, RunFailed, Text, Trace
-from tare.builder.service import CacheEntry
 from tare.builder.trees import TarTree
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
@@ -77,7 +75,7 @@ class BuildHandlers:
                     try:
                         if session is not None:
                             await session.begin(feed.say)
-                            options = replace(options, agents=session.agents)
+                            options = replace(options, agents=session.agents, uploads=session.files)
                         image = await self._builder.build(options, context, feed.say, session)
                         if quiet:
                             await feed.send({"stream": f"{image}\n"})
@@ -135,20 +133,8 @@ class BuildHandlers:
             return await asyncio.to_thread(empty, scratch), options
         return await receive(request.chunks(), scratch), options
 
-    async def prune(self, request: Request) -> Response:
-        filters = read_filters(request).check(_PRUNE_FILTERS)
-        if filters.get("label"):  # `system prune --filter label=…` comes here as well; a cache record has no labels, so none matches
-            return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
-        wanted = _wanted(filters)
-        keep = integer(request, "reserved-space", 0) or integer(request, "keep-storage", 0)
-        gone, freed = await self._builder.prune(wanted, everything=boolean(request, "all"), keep=keep)
-        return json_response({"CachesDeleted": gone or None, "SpaceReclaimed": freed})
-
     async def cancel(self, request: Request) -> Response:
         raise Unsupported("builds are cancelled by closing their connection")
-
-
-_PRUNE_FILTERS = ("description", "id", "inuse", "label", "label!", "parent", "private", "shared", "type", "until", "unused-for")
 
 
 class _Feed:
@@ -316,20 +302,3 @@ def _credentials(request: Request) -> Callable[[Reference], Credentials | None]:
             credentials = Credentials(user, password, entry.identitytoken, entry.registrytoken, entry.serveraddress or address)
             found[credentials.domain] = credentials
     return lambda reference: found.get(reference.domain)
-
-
-def _wanted(filters: dict[str, list[str]]) -> Callable[[CacheEntry], bool]:
-    ages = filters.get("until", []) + filters.get("unused-for", [])
-    before = [parse_until(age) / 1e9 for age in ages]
-
-    def wanted(entry: CacheEntry) -> bool:
-        return (
-            all(entry.used <= limit for limit in before)
-            and all(entry.id.startswith(text) for text in filters.get("id", ()))
-            and all(entry.type == text for text in filters.get("type", ()))
-            and all(text in entry.description for text in filters.get("description", ()))
-            and all(entry.shared == (text.lower() in ("", "1", "true")) for text in filters.get("shared", ()))
-            and all(entry.shared != (text.lower() in ("", "1", "true")) for text in filters.get("private", ()))
-        )
-
-    return wanted

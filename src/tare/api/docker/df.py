@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from tare.api.docker.buildcache import cache_view
 from tare.api.docker.image_views import summary
 from tare.api.docker.params import boolean, json_response
 from tare.api.docker.versions import ApiVersion
@@ -47,9 +48,9 @@ class UsageHandlers:
         if "volume" in wanted:
             answer["Volumes"] = await self._volumes()
         if "build-cache" in wanted:
-            answer["BuildCache"] = []
+            answer["BuildCache"] = [cache_view(entry) for entry in await asyncio.to_thread(self._engine.builder.usage)]
         if not selects:
-            answer["BuilderSize"] = 0
+            answer["BuilderSize"] = sum(entry["Size"] for entry in answer["BuildCache"] or ())
         if boolean(request, "data-root"):
             answer["DataRoot"] = await self._data_root()
         return json_response(answer)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tare.api.docker import absent
 from tare.api.docker.archive import ArchiveHandlers
 from tare.api.docker.build import BuildHandlers
+from tare.api.docker.buildcache import BuildCacheHandlers
 from tare.api.docker.containers import ContainerHandlers
 from tare.api.docker.df import UsageHandlers
 from tare.api.docker.execs import ExecHandlers
@@ -48,7 +49,7 @@ def table(engine: Engine) -> Routes:
     add_images(routes, ImageHandlers(engine))
     add_containers(routes, ContainerHandlers(engine))
     add_archives(routes, ArchiveHandlers(engine))
-    add_builder(routes, BuildHandlers(engine))
+    add_builder(routes, BuildHandlers(engine), BuildCacheHandlers(engine))
     add_execs(routes, ExecHandlers(engine))
     add_networks(routes, NetworkHandlers(engine))
     add_volumes(routes, VolumeHandlers(engine))
@@ -66,14 +67,18 @@ def add_system(routes: Routes, system: SystemHandlers) -> None:
         routes.add(method, path, plain(system.no_builder))
 
 
-def add_builder(routes: Routes, builder: BuildHandlers) -> None:
+def add_builder(routes: Routes, builder: BuildHandlers, cache: BuildCacheHandlers) -> None:
     routes.add("POST", "/build", plain(builder.build))
-    routes.add("POST", "/build/prune", plain(builder.prune))
+    routes.add("POST", "/build/prune", plain(cache.prune))
     routes.add("POST", "/build/cancel", plain(builder.cancel))
     routes.add("POST", "/tare/builds", plain(builder.open_session))
     routes.add("PUT", "/tare/builds/{id}/files/{name}", plain(builder.upload))
     routes.add("POST", "/tare/builds/{id}/agents/{number}", plain(builder.agent))
     routes.add("GET", "/tare/builds/{id}/exports/{number}", plain(builder.export))
+    routes.add("GET", "/tare/history", plain(cache.history))
+    routes.add("GET", "/tare/history/{id}", plain(cache.record))
+    routes.add("GET", "/tare/history/{id}/log", plain(cache.log))
+    routes.add("DELETE", "/tare/history/{id}", plain(cache.forget))
 
 
 def add_absent(routes: Routes) -> None:
