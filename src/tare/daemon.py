@@ -18,7 +18,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import ssl
 import sys
 import time
@@ -30,6 +29,7 @@ from tare.config import EngineConfig
 from tare.daemon_options import Settings, UsageError
 from tare.errors import Conflict, TareError
 from tare.http.listen import ListenError
+from tare.linux.service_manager import notify
 
 if TYPE_CHECKING:
     from tare.containers.driver import RuntimeDriver
@@ -206,9 +206,9 @@ class Daemon:
             log.info("Daemon has completed initialization: storage driver %s", engine.layers.name)
             gc.collect()
             gc.freeze()  # what start-up made stays; the collector need not look at it again
-            _notify("READY=1")
+            notify("READY=1")
             await self._stop.wait()
-            _notify("STOPPING=1")
+            notify("STOPPING=1")
             log.info("Stopping; running containers go on")
         finally:
             await metrics_server.close(timeout=0.0)
@@ -294,16 +294,6 @@ def _tls_context(config: EngineConfig) -> ssl.SSLContext | None:
         if path is not None and not path.is_file():
             raise Conflict(f"could not load TLS file {path}: no such file")
     return server_context(config.tlscert, config.tlskey, config.tlscacert if config.tlsverify else None)
-
-
-def _notify(message: str) -> None:
-    """Tell a service manager (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] not in ("/", "@"):
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect("\0" + address[1:] if address[0] == "@" else address)
-        sock.send(message.encode())
 
 
 if __name__ == "__main__":

@@ -70,56 +70,44 @@ class Metrics:
 
     def text(self, engine: Engine) -> str:
         """The whole exposition."""
-        return "\n".join((*self._engine(engine), *self._http(), *self._process())) + "\n"
+        return "\n".join((*self._engine(engine), *self._http(), *process_lines(self._started))) + "\n"
 
     def _engine(self, engine: Engine) -> Iterator[str]:
         states = [container.record.state.status for container in engine.containers.all()]
         running, paused = states.count("running"), states.count("paused")
         uname = os.uname()
         info = (
-            f'architecture="{self._architecture}",graphdriver="{engine.layers.name}",kernel="{_escaped(uname.release)}",os_type="linux",'
+            f'architecture="{self._architecture}",graphdriver="{engine.layers.name}",kernel="{escaped(uname.release)}",os_type="linux",'
             f'version="{self._version}"'
         )
-        yield from _head("engine_daemon_engine_info", "gauge", "The information related to the engine and the OS it is running on")
+        yield from head("engine_daemon_engine_info", "gauge", "The information related to the engine and the OS it is running on")
         yield f"engine_daemon_engine_info{{{info}}} 1"
-        yield from _head("engine_daemon_engine_cpus_cpus", "gauge", "The number of cpus that the host system of the engine has")
+        yield from head("engine_daemon_engine_cpus_cpus", "gauge", "The number of cpus that the host system of the engine has")
         yield f"engine_daemon_engine_cpus_cpus {os.cpu_count() or 1}"
-        yield from _head("engine_daemon_engine_memory_bytes", "gauge", "The number of bytes of memory that the host system has")
+        yield from head("engine_daemon_engine_memory_bytes", "gauge", "The number of bytes of memory that the host system has")
         yield f"engine_daemon_engine_memory_bytes {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')}"
         name = "engine_daemon_container_states_containers"
-        yield from _head(name, "gauge", "The count of containers in various states")
+        yield from head(name, "gauge", "The count of containers in various states")
         for state, number in (("paused", paused), ("running", running), ("stopped", len(states) - running - paused)):
             yield f'{name}{{state="{state}"}} {number}'
-        yield from _head("engine_daemon_events_total", "counter", "The number of events logged")
+        yield from head("engine_daemon_events_total", "counter", "The number of events logged")
         yield f"engine_daemon_events_total {engine.events.published}"
-        yield from _head("engine_daemon_events_subscribers_total", "gauge", "The number of current subscribers to events")
+        yield from head("engine_daemon_events_subscribers_total", "gauge", "The number of current subscribers to events")
         yield f"engine_daemon_events_subscribers_total {engine.events.subscriber_count}"
 
     def _http(self) -> Iterator[str]:
         actions: dict[str, Histogram] = {}
         name = "engine_daemon_http_request_seconds"
-        yield from _head(name, "histogram", "The number of seconds that requests took, but for those that stream")
+        yield from head(name, "histogram", "The number of seconds that requests took, but for those that stream")
         for (method, pattern, status), histogram in sorted(self._requests.items()):
-            yield from histogram.lines(name, f'method="{method}",path="{_escaped(pattern)}",status="{status}"')
+            yield from histogram.lines(name, f'method="{method}",path="{escaped(pattern)}",status="{status}"')
             action = _CONTAINER_ACTIONS.get((method, pattern))
             if action is not None and status < 400:
                 actions[action] = _sum(actions.get(action), histogram)
         name = "engine_daemon_container_actions_seconds"
-        yield from _head(name, "histogram", "The number of seconds it takes to process each container action")
+        yield from head(name, "histogram", "The number of seconds it takes to process each container action")
         for action in sorted(_CONTAINER_ACTIONS.values()):
             yield from actions.get(action, Histogram()).lines(name, f'action="{action}"')
-
-    def _process(self) -> Iterator[str]:
-        times = os.times()
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        for name, kind, text, value in (
-            ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds", f"{times.user + times.system:.2f}"),
-            ("process_open_fds", "gauge", "Number of open file descriptors", len(os.listdir("/proc/self/fd"))),
-            ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes", resident),
-            ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds", f"{self._started:.2f}"),
-        ):
-            yield from _head(name, kind, text)
-            yield f"{name} {value}"
 
 
 class MetricsApi:
@@ -135,7 +123,8 @@ class MetricsApi:
         return Response(200, self._metrics.text(self._engine).encode(), CONTENT_TYPE)
 
 
-def _head(name: str, kind: str, text: str) -> tuple[str, str]:
+def head(name: str, kind: str, text: str) -> tuple[str, str]:
+    """The two lines in front of a metric's values."""
     return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
 
 
@@ -145,6 +134,20 @@ def _sum(one: Histogram | None, other: Histogram) -> Histogram:
     return Histogram([a + b for a, b in zip(one.buckets, other.buckets, strict=True)], one.total + other.total)
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
     """A label's value."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def process_lines(started: float) -> Iterator[str]:
+    """What Prometheus's client libraries tell of the process itself; ``started`` is in seconds since 1970."""
+    times = os.times()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    for name, kind, text, value in (
+        ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds", f"{times.user + times.system:.2f}"),
+        ("process_open_fds", "gauge", "Number of open file descriptors", len(os.listdir("/proc/self/fd"))),
+        ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes", resident),
+        ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds", f"{started:.2f}"),
+    ):
+        yield from head(name, kind, text)
+        yield f"{name} {value}"

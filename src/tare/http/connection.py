@@ -430,6 +430,7 @@ class Connection(asyncio.Protocol):
         if request.response_started:
             raise RuntimeError("the response was already started")
         request.response_started = True
+        request.status, request.length = status, length or 0
         chunked = request.head.version >= (1, 1) and length is None
         parts = [self._head_start(status)]
         parts.append(b"Content-Type: %b\r\n" % content_type.encode("latin-1"))

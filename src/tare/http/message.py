@@ -142,6 +142,12 @@ class Request:
     """Pattern of the route that answers, set by the face; empty when none does."""
     max_body: int = DEFAULT_MAX_BODY
     response_started: bool = False
+    status: int = 0
+    """Of a streamed answer, once that has begun."""
+    length: int = 0
+    """Bytes that a streamed answer announced."""
+    caller: object = None
+    """Who asks, as the face found out."""
 
     def __post_init__(self) -> None:
         target = self.head.target

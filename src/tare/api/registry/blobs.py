@@ -31,8 +31,10 @@ T = TypeVar("T")
 class Blobs:
     """Handlers ``KIND_METHOD`` for the face's routes."""
 
-    def __init__(self, storage: Storage, quotas: Quotas, *, deletion: bool) -> None:
+    def __init__(self, storage: Storage, quotas: Quotas, *, deletion: bool, readable: Callable[[Request, str], bool]) -> None:
+        """``readable``: whether what a repository has may be shown to whoever asks."""
         self._storage = storage
+        self._readable = readable
         self._quotas = quotas
         self._deletion = deletion
         self._transfers = ThreadPoolExecutor(TRANSFERS if storage.local else DISTANT_TRANSFERS, "transfer")
@@ -127,7 +129,7 @@ class Blobs:
         mount = request.query.get("mount")
         if mount:
             digest = Digest.parse(mount)
-            if await self.run(self._mount, name, digest, request.query.get("from", "")):
+            if await self.run(self._mount, request, name, digest):
                 return created(f"/v2/{name}/blobs/{digest}", digest)
         wanted = request.query.get("digest")
         digest_wanted = Digest.parse(wanted) if wanted is not None else None
@@ -141,14 +143,15 @@ class Blobs:
             await self.run(self._storage.cancel_upload, name, upload)
             raise
 
-    def _mount(self, name: str, digest: Digest, source: str) -> bool:
+    def _mount(self, request: Request, name: str, digest: Digest) -> bool:
+        source = request.query.get("from", "")
         try:
             if source:
-                if not REPOSITORY.fullmatch(source):
+                if not REPOSITORY.fullmatch(source) or not self._readable(request, source):
                     return False
                 size = self._storage.size(source, digest)
             else:
-                holder = next(self._storage.holders(digest), None)
+                holder = next((found for found in self._storage.holders(digest) if self._readable(request, found)), None)
                 if holder is None:
                     return False
                 size = self._storage.size(holder, digest)

@@ -6,7 +6,7 @@
     *    /v2/NAME/blobs/uploads/[ID]        POST (monolithic, mount) PATCH (streamed, chunked) PUT GET DELETE
     GET  /v2/NAME/tags/list, /v2/NAME/referrers/DIGEST, /v2/_catalog
 
-Every answer to a client's fault is one of the specification's errors.
+Every answer to a client's fault is one of the specification's errors. Each request is told to the observers when it has been answered.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import errno
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from tare.api.registry import manifests
-from tare.api.registry.access import Access
+from tare.api.registry.access import Access, Caller
 from tare.api.registry.blobs import VERSION, Blobs, created
+from tare.api.registry.exchange import Exchange, Observer
 from tare.api.registry.names import NAME_LIMIT, REPOSITORY, TAG
 from tare.errors import InvalidArgument
 from tare.http.message import Request, RequestError, Response
@@ -30,6 +32,10 @@ from tare.registry.errors import RegistryError
 from tare.registry.objects import Unavailable
 from tare.registry.quotas import Quotas
 from tare.registry.storage import Storage
+
+if TYPE_CHECKING:
+    from tare.api.registry.measures import Health
+    from tare.api.registry.token_service import TokenService
 
 log = logging.getLogger("tare.registry")
 
@@ -42,6 +48,17 @@ _ROUTES = (
     (re.compile(r"/v2/(?P<name>.+)/tags/list"), "tags"),
     (re.compile(r"/v2/(?P<name>.+)/referrers/(?P<digest>[^/]+)"), "referrers"),
 )
+_RIGHTS = {
+    ("manifest", "PUT"): "push",
+    ("manifest", "DELETE"): "delete",
+    ("blob", "DELETE"): "delete",
+    ("uploads", "POST"): "push",
+    ("upload", "GET"): "push",
+    ("upload", "PATCH"): "push",
+    ("upload", "PUT"): "push",
+    ("upload", "DELETE"): "push",
+}
+"""What a request needs, where it is not ``pull``."""
 
 Handler = Callable[[Request, dict[str, str]], Awaitable[Response | None]]
 
@@ -49,11 +66,24 @@ Handler = Callable[[Request, dict[str, str]], Awaitable[Response | None]]
 class RegistryFace:
     """``handle`` is the HTTP server's handler."""
 
-    def __init__(self, storage: Storage, access: Access, *, deletion: bool = True, quotas: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        access: Access,
+        *,
+        deletion: bool = True,
+        quotas: dict[str, int] | None = None,
+        observers: Sequence[Observer] = (),
+        tokens: TokenService | None = None,
+        health: Health | None = None,
+    ) -> None:
         self.storage = storage
         self.access = access
+        self._observers = tuple(observers)
+        self._tokens = tokens
+        self._health = health
         self._quotas = Quotas(storage, quotas)
-        self._blobs = blobs = Blobs(storage, self._quotas, deletion=deletion)
+        self._blobs = blobs = Blobs(storage, self._quotas, deletion=deletion, readable=self._readable)
         self._ask, self._run = blobs.ask, blobs.run
         self._handlers: dict[tuple[str, str], Handler] = {
             ("manifest", "GET"): self._manifest_get,
@@ -78,58 +108,102 @@ class RegistryFace:
 
     async def handle(self, request: Request) -> Response | None:
         """Answer one request."""
+        exchange = Exchange(request)
         try:
-            await self.access.check(request.headers.get("authorization", ""), write=request.method not in ("GET", "HEAD"))
-            return await self._dispatch(request)
+            response = exchange.response = await self._answer(exchange)
+            exchange.status = request.status if response is None else response.status
+            return response
+        except BaseException:
+            exchange.status, exchange.error = request.status or 500, "BROKEN_OFF"
+            raise
+        finally:
+            exchange.seconds = time.perf_counter() - exchange.started
+            for observer in self._observers:
+                observer(exchange)
+
+    async def _answer(self, exchange: Exchange) -> Response | None:
+        request = exchange.request
+        try:
+            return await self._dispatch(exchange)
         except RegistryError as error:
+            exchange.error = error.code
             response = Response(error.status, error.body(), headers=(*VERSION, *error.headers))
         except InvalidArgument as error:
+            exchange.error = "DIGEST_INVALID"
             response = Response(400, RegistryError("DIGEST_INVALID", str(error)).body(), headers=VERSION)
         except RequestError as error:
-            code = "SIZE_INVALID" if error.status == 413 else "BLOB_UPLOAD_INVALID"
+            code = exchange.error = "SIZE_INVALID" if error.status == 413 else "BLOB_UPLOAD_INVALID"
             response = Response(error.status, RegistryError(code, str(error)).body(), headers=VERSION)
         except (Unavailable, FileNotFoundError) as error:
-            response = self._later(request, 503, str(error))
+            response = self._later(exchange, 503, str(error))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or request.response_started:
                 raise
-            response = self._later(request, 507, "the registry's disk is full")
+            response = self._later(exchange, 507, "the registry's disk is full")
         log.info("%s %s: %d", request.method, request.path, response.status)
         return response
 
-    def _later(self, request: Request, status: int, why: str) -> Response:
+    def _later(self, exchange: Exchange, status: int, why: str) -> Response:
         """The same request may succeed another time."""
+        request, exchange.error = exchange.request, "UNAVAILABLE"
         log.error("%s %s: %s", request.method, request.path, why)
         if request.response_started:
             raise ConnectionAbortedError(why)
         error = RegistryError("UNAVAILABLE", why, status=status, headers=(("Retry-After", "5"),))
         return Response(status, error.body(), headers=(*VERSION, *error.headers))
 
-    async def _dispatch(self, request: Request) -> Response | None:
+    async def _dispatch(self, exchange: Exchange) -> Response | None:
+        request = exchange.request
         path = request.path
-        if path in ("/v2/", "/v2"):
-            return self._only(request, ("GET", "HEAD")) or Response(200, b"{}", headers=VERSION)
-        if path == "/v2/_catalog":
-            return self._only(request, ("GET",)) or self._listing(request, "repositories", await self._run(self.storage.repositories), {})
-        if path == "/healthz":
-            return Response(200, b"ok\n", "text/plain")
         for expression, kind in _ROUTES:
             match = expression.fullmatch(path)
-            if match is None:
-                continue
-            name = match["name"]
-            if not REPOSITORY.fullmatch(name):
-                raise RegistryError("NAME_INVALID", "invalid repository name", {"name": name[:NAME_LIMIT]})
-            handler = self._handlers.get((kind, request.method))
-            if handler is None:
-                return self._only(request, tuple(method for route, method in self._handlers if route == kind))
-            return await handler(request, match.groupdict())
+            if match is not None:
+                exchange.kind, exchange.part = kind, match.groupdict()
+                return await self._repository(exchange, kind, match.groupdict())
+        if path in ("/v2/", "/v2"):
+            exchange.kind = "base"
+            self._only(request, ("GET", "HEAD"))
+            self.access.enter(request, await self._identify(exchange))
+            return Response(200, b"{}", headers=VERSION)
+        if path == "/v2/_catalog":
+            exchange.kind = "catalog"
+            self._only(request, ("GET",))
+            caller = await self._identify(exchange)
+            names = self.access.readable(request, caller, await self._run(self.storage.repositories))
+            return self._listing(request, "repositories", names, {})
+        if path == "/healthz" and self._health is not None:
+            exchange.kind = "health"
+            return await self._health.answer()
+        if path in ("/token", "/token/jwks.json") and self._tokens is not None:
+            exchange.kind = "token"
+            return await self._tokens.handle(exchange)
         raise RegistryError("NAME_UNKNOWN", "no such page: this is a registry, its API lies under /v2/")
 
-    def _only(self, request: Request, allowed: tuple[str, ...]) -> Response | None:
-        if request.method in allowed:
-            return None
-        raise RegistryError("UNSUPPORTED", f"method {request.method} is not supported here", headers=(("Allow", ", ".join(allowed)),))
+    async def _repository(self, exchange: Exchange, kind: str, part: dict[str, str]) -> Response | None:
+        """A request below a repository's name."""
+        request, name = exchange.request, part["name"]
+        if not REPOSITORY.fullmatch(name):
+            raise RegistryError("NAME_INVALID", "invalid repository name", {"name": name[:NAME_LIMIT]})
+        caller = await self._identify(exchange)
+        handler = self._handlers.get((kind, request.method))
+        if handler is None:
+            self._only(request, tuple(method for route, method in self._handlers if route == kind))
+            raise AssertionError("unreachable")
+        self.access.require(request, caller, _RIGHTS.get((kind, request.method), "pull"), name)
+        return await handler(request, part)
+
+    async def _identify(self, exchange: Exchange) -> Caller:
+        caller = exchange.caller = exchange.request.caller = await self.access.identify(exchange.request)
+        return caller
+
+    def _readable(self, request: Request, name: str) -> bool:
+        """Whether what a repository has may be shown to whoever asks, also through another one."""
+        return isinstance(request.caller, Caller) and self.access.may(request.caller, "pull", name)
+
+    @staticmethod
+    def _only(request: Request, allowed: tuple[str, ...]) -> None:
+        if request.method not in allowed:
+            raise RegistryError("UNSUPPORTED", f"method {request.method} is not supported here", headers=(("Allow", ", ".join(allowed)),))
 
     # Manifests
 

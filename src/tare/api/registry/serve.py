@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
-import logging
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-from tare.api.registry.access import Access
-from tare.api.registry.face import RegistryFace
-from tare.errors import InvalidArgument, TareError
+from tare import daemon_log
+from tare.api.registry import settings as registry_settings
+from tare.api.registry.service import RegistryService
+from tare.api.registry.settings import FLAGS, Settings
+from tare.errors import TareError
 from tare.http.listen import ListenError
-from tare.http.server import Server
-from tare.http.tls import server_context
+from tare.linux.service_manager import notify
 from tare.registry.places import open_storage
-from tare.registry.storage import Storage
 from tare.registry.upkeep import collect, scrub
 
-COLLECT_SECONDS = 6 * 3600.0
-_LOOPBACK = ("127.", "localhost", "[::1]")
+SWITCHES = frozenset(("anonymous-pull", "anonymous-push", "read-only", "no-delete", "tokens", "no-page"))
+LISTS = frozenset(("listen", "metrics-listen"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,17 +30,16 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="tare registry")
     verbs = found.add_subparsers(dest="verb", required=True)
     serve = verbs.add_parser("serve")
-    serve.add_argument("--listen", action="append", default=[])
-    serve.add_argument("--tls-cert", type=Path)
-    serve.add_argument("--tls-key", type=Path)
-    serve.add_argument("--htpasswd", type=Path)
-    serve.add_argument("--anonymous-pull", action="store_true")
-    serve.add_argument("--anonymous-push", action="store_true")
-    serve.add_argument("--read-only", action="store_true")
-    serve.add_argument("--no-delete", action="store_true")
-    serve.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
+    serve.add_argument("--check", action="store_true")
+    serve.add_argument("--cache", action="append", default=[])
+    for flag in FLAGS:
+        if flag in SWITCHES:
+            serve.add_argument(f"--{flag}", action="store_true", default=None)
+        elif flag != "root":
+            serve.add_argument(f"--{flag}", action="append" if flag in LISTS else "store", default=None)
     for each in (serve, verbs.add_parser("gc"), verbs.add_parser("scrub")):
-        each.add_argument("--root", required=True)
+        each.add_argument("--root")
+        each.add_argument("--config", type=Path)
     return found
 
 
@@ -47,72 +47,61 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. 0, or 1 with a message on standard error."""
     options = parser().parse_args(argv)
     try:
-        storage = open_storage(options.root)
-    except InvalidArgument as error:
-        return _fail(str(error))
-    try:
-        if options.verb == "gc":
-            blobs, size = collect(storage)
-            print(json.dumps({"blobs": blobs, "bytes": size}))
-        elif options.verb == "scrub":
-            bad = [str(digest) for digest in scrub(storage)]
-            print(json.dumps({"corrupt": bad}))
-            return 1 if bad else 0
-        else:
-            asyncio.run(serve(storage, options))
+        settings = _settings(options)
+        if options.verb == "serve":
+            return _serve(settings, check=options.check)
+        storage = open_storage(settings.root)
+        try:
+            return _maintain(options.verb, storage)
+        finally:
+            storage.close()
     except (TareError, ListenError) as error:
-        return _fail(str(error))
-    finally:
-        storage.close()
+        print(f"tare registry: {error}", file=sys.stderr)
+        return 1
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given: dict[str, Any] = {flag: getattr(options, flag.replace("-", "_"), None) for flag in FLAGS}
+    flags = {flag: value for flag, value in given.items() if value is not None}
+    caches = [registry_settings.cache_from_flag(text) for text in getattr(options, "cache", ())]
+    return registry_settings.load(options.config, registry_settings.environment(), flags, caches)
+
+
+def _maintain(verb: str, storage: Any) -> int:
+    if verb == "gc":
+        blobs, size = collect(storage)
+        print(json.dumps({"blobs": blobs, "bytes": size}))
+        return 0
+    bad = [str(digest) for digest in scrub(storage)]
+    print(json.dumps({"corrupt": bad}))
+    return 1 if bad else 0
+
+
+def _serve(settings: Settings, *, check: bool) -> int:
+    daemon_log.start(settings.log.format, "warn" if settings.log.level == "warning" else settings.log.level)
+    if check:
+        print(registry_settings.shown(settings))
+        return 0
+    asyncio.run(serve(settings))
     return 0
 
 
-def _fail(message: str) -> int:
-    print(f"tare registry: {message}", file=sys.stderr)
-    return 1
-
-
-async def serve(storage: Storage, options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT; transfers under way get a moment to end."""
-    logging.basicConfig(
-        level=options.log_level.upper(), format='time="%(asctime)s" level=%(levelname)s msg="%(message)s"', stream=sys.stderr
-    )
-    addresses = options.listen or ["tcp://127.0.0.1:5000"]
-    open_push = options.htpasswd is None and not options.read_only
-    for address in addresses:
-        host = address.removeprefix("tcp://")
-        if open_push and not options.anonymous_push and not host.startswith(_LOOPBACK) and not address.startswith("unix://"):
-            raise InvalidArgument(
-                f"nobody would need a password to write at {address}: "
-                "give --htpasswd FILE, --read-only, or --anonymous-push if that is meant"
-            )
-    access = Access(
-        options.htpasswd,
-        anonymous_pull=options.anonymous_pull,
-        anonymous_push=options.anonymous_push or options.htpasswd is None,
-        read_only=options.read_only,
-    )
-    context = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
-    face = RegistryFace(storage, access, deletion=not options.no_delete)
-    server = Server(face.handle)
-    shown = []
-    for address in addresses:
-        shown += await server.listen(address if "://" in address else f"tcp://{address}", None, context)
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    print(f"registry listens on {', '.join(shown)}", flush=True)
-    upkeep = asyncio.create_task(_collect_now_and_then(storage))
-    await stopped.wait()
-    upkeep.cancel()
-    await server.close(timeout=15)
-    face.close()
-
-
-async def _collect_now_and_then(storage: Storage) -> None:
-    while True:
-        await asyncio.sleep(COLLECT_SECONDS)
-        await asyncio.to_thread(collect, storage)
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; transfers under way get a moment to end. SIGHUP reads files again."""
+    service = RegistryService(settings)
+    loop = asyncio.get_running_loop()
+    async with service:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, service.stop)
+        loop.add_signal_handler(signal.SIGHUP, service.reload)
+        print(f"registry listens on {', '.join(service.addresses)}", flush=True)
+        if service.metrics_addresses:
+            print(f"metrics at {', '.join(service.metrics_addresses)}", flush=True)
+        gc.collect()
+        gc.freeze()  # what start-up made stays; the collector need not look at it again
+        notify("READY=1")
+        await service.until_stopped()
+        notify("STOPPING=1")
 
 
 if __name__ == "__main__":
