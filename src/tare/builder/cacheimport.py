@@ -23,7 +23,7 @@ from tare.builder.cachedocument import CacheDocument
 from tare.builder.request import BuildRequest, Say
 from tare.builder.trace import Vertex
 from tare.distribution.decompress import decompress
-from tare.distribution.registry import fetch_document
+from tare.distribution.documents import fetch_document
 from tare.errors import Corrupt, InvalidArgument, NotFound, TareError
 from tare.images.committing import store_layer
 from tare.oci.digest import Digest

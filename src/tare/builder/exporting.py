@@ -185,7 +185,7 @@ class Exporter:
                 [LayerToPush(each.digest, each, blobs.sources(each.digest, name), _found(each)) for each in publication.layers.values()]
             )
             for digest in publication.documents:
-                await push.config(digest)
+                await push.blob(digest)
             *parts, (kind, raw) = publication.manifests.values()
             for part_kind, part in parts:
                 await push.part(part, part_kind)

@@ -242,12 +242,9 @@ class Build:
 
     def _local(self, name: str, platform: str) -> Image | None:
         try:
-            image = self.images.get(name)
-            if platform:
-                self.images.check_platform(image, platform, name)
+            return self.images.get(name, platform)
         except NotFound:
             return None
-        return image
 
     async def _pull(self, reference: Reference, platform: str, voice: Voice) -> Image:
         messages: asyncio.Queue[Progress | None] = asyncio.Queue()

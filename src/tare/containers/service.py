@@ -237,11 +237,9 @@ class Containers:
         self._reserved.add(name)
 
     async def _create(self, request: CreateRequest, name: str, container_id: str, platform: str) -> tuple[Container, list[str]]:
-        image = self._images.get(request.image) if request.image else None
+        image = self._images.get(request.image, platform) if request.image else None
         if image is None:
             raise InvalidArgument("no image specified: name the image that the container is to be made of")
-        if platform:
-            self._images.check_platform(image, platform, request.image)
         config = merge(_config_of(request), self.launcher.image_config(image))
         host = request.host_config
         warnings = normalise_host_config(host, config, self._config)

@@ -18,7 +18,7 @@ from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress, Report
 from tare.distribution.sharing import together
 from tare.oci.digest import Digest
-from tare.oci.image import Descriptor
+from tare.oci.image import Descriptor, Index, Manifest
 from tare.oci.reference import Reference
 from tare.store.content import ContentStore
 
@@ -88,14 +88,23 @@ class Push:
         jobs = [self._layer(layer) for layer in distinct.values()]
         return dict(zip(distinct, await together(jobs), strict=True))
 
-    async def config(self, digest: Digest) -> None:
-        """Make the config available."""
+    def tell(self, text: str) -> None:
+        """A line for people."""
+        self._report(Progress(text))
+
+    async def blob(self, digest: Digest) -> None:
+        """Make a blob of the content store available that is no layer: a config, what an artifact holds."""
         if not await self._uploader.has_blob(digest):
             await self._uploader.upload(digest, self._content.size(digest), lambda start, end: self._read(digest, None, start, end))
 
     async def part(self, raw: bytes, media_type: str) -> None:
         """Make a manifest available that an index will name."""
         await self._uploader.put_manifest(str(Digest.of(raw)), raw, media_type)
+
+    async def referrer(self, raw: bytes, document: Manifest | Index) -> None:
+        """Publish a manifest that names another as its subject; its ``document`` says which."""
+        await self._uploader.put_referrer(raw, document)
+        self._report(Progress(f"{Digest.of(raw)}: refers to {document.subject.digest if document.subject else None}"))
 
     async def manifest(self, tag: str, raw: bytes, media_type: str) -> Digest:
         """Publish the image under ``tag``."""

@@ -1,6 +1,7 @@
 """Pulling: from a reference to an image whose every byte is verified and stored.
 
-    reference ──► manifest or index ──► (platform) manifest ──► config ──► layers, several at a time (``transfer``)
+    reference ──► indexes, manifest, config (``documents``) ──► layers, several at a time (``transfer``)
+                                                           └──► what belongs to the image (``attachments``)
 
 Each document is verified against the digest that named it before it is read, and stored as it came. Nothing here knows of
 tags or image records: ``Registry.pull`` makes content available and says what it found; the caller records it, and until
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,27 +24,17 @@ from typing import TYPE_CHECKING
 
 from tare.distribution.auth import Credentials
 from tare.distribution.certificates import DIRECTORIES
+from tare.distribution.documents import Documents, Pin, Pulled, fetch_document
 from tare.distribution.endpoints import RegistryPolicy
 from tare.distribution.progress import Progress, Report, silent
 from tare.distribution.segments import Budget
 from tare.distribution.sharing import SharedTasks, together
 from tare.distribution.transfer import STAGES, LayerTransfer
-from tare.errors import Corrupt, NotFound, TareError, Unsupported
+from tare.errors import TareError
 from tare.oci import media_types
 from tare.oci.digest import Digest
-from tare.oci.image import (
-    CONFIG_LIMIT,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    PlatformEntry,
-    check_config,
-    check_supported,
-    parse_config,
-    parse_manifest,
-)
-from tare.oci.platform import Platform, choose, host
+from tare.oci.image import Descriptor, Index, PlatformEntry, parse_config, parse_manifest
+from tare.oci.platform import Platform
 from tare.oci.reference import Reference
 from tare.store.content import ContentStore
 from tare.store.layers.driver import LayerDriver
@@ -52,11 +43,7 @@ if TYPE_CHECKING:
     from tare.distribution.remote import Repository
     from tare.distribution.transport import Transport
 
-INDEX_DEPTH = 3
 _USER_AGENT = "tare/0.1 (linux)"
-
-Pin = Callable[[Iterable[Digest]], Awaitable[None]]
-"""Told the digests (blobs and diff_ids) that a pull is about to rely on, before it looks whether they are there."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +55,6 @@ class Inspected:
     size: int
     platforms: tuple[PlatformEntry, ...]
     """As the documents say it, not normalised."""
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """What a pull made available."""
-
-    reference: Reference
-    digest: Digest
-    """What the reference named: the index if there is one, else the manifest."""
-    manifest_digest: Digest
-    manifest: Manifest
-    config: ImageConfig
-    documents: tuple[Digest, ...]
-    """Every stored document on the way: indexes, manifest, config."""
-
-    @property
-    def image_id(self) -> Digest:
-        return self.manifest.config.digest
-
-    @property
-    def diff_ids(self) -> tuple[Digest, ...]:
-        return self.config.diff_ids
 
 
 class Registry:
@@ -119,6 +84,7 @@ class Registry:
         self._pulls = 0
         self._budget = Budget()
         self._transfers: SharedTasks[None] = SharedTasks()
+        self._attachments: SharedTasks[None] = SharedTasks()
         self._loading = asyncio.Lock()
         self._transport: Transport | None = None
 
@@ -135,19 +101,65 @@ class Registry:
         report: Report = silent,
         pin: Pin | None = None,
         known: Callable[[Digest], bool] = lambda image_id: False,
+        referrers: bool = False,
     ) -> Pulled:
         """Make the image available. ``platform`` chooses in an index; by default it is this machine's. A lone image is taken as it is.
 
         Nothing is told of the layers of an image that is ``known`` already (only missing ones are fetched again), as with dockerd.
+        With the image comes what its index says about it and, with ``referrers``, what refers to it in its registry.
         """
-        reference = reference.with_default_tag()
         pin = pin or _pin_nothing
-        repository = await self.repository(reference, credentials)
-        found = await self._documents(repository, platform, pin)
-        await pin([*found.diff_ids, *(layer.digest for layer in found.manifest.layers)])
+        repository = await self.repository(reference.with_default_tag(), credentials)
+        documents = Documents(self._content, repository, pin)
+        found = await documents.one(platform)
         with self._workers():
-            await self._layers_of(repository, found, report, quiet=known(found.image_id))
-        return found
+            return await self._complete(repository, found, documents, report, pin, known, referrers)
+
+    async def pull_every(
+        self,
+        reference: Reference,
+        credentials: Credentials | None = None,
+        report: Report = silent,
+        pin: Pin | None = None,
+        known: Callable[[Digest], bool] = lambda image_id: False,
+        referrers: bool = False,
+    ) -> list[Pulled]:
+        """``pull`` for every platform that the reference has an image for; this machine's, if there is one, is the last."""
+        pin = pin or _pin_nothing
+        repository = await self.repository(reference.with_default_tag(), credentials)
+        documents = Documents(self._content, repository, pin)
+        found = await documents.every()
+        with self._workers():
+            return [await self._complete(repository, each, documents, report, pin, known, referrers) for each in found]
+
+    async def _complete(
+        self,
+        repository: Repository,
+        found: Pulled,
+        documents: Documents,
+        report: Report,
+        pin: Pin,
+        known: Callable[[Digest], bool],
+        referrers: bool,
+    ) -> Pulled:
+        """Bring in an image's layers, and what belongs to it."""
+        from tare.distribution.attachments import Attachments
+
+        await pin([*found.diff_ids, *(layer.digest for layer in found.manifest.layers)])
+        attachments = Attachments(self._content, repository, documents, pin, self._attachments)
+
+        async def belonging() -> None:
+            try:
+                await attachments.attested(found)
+                for digest in documents.artifacts:
+                    await attachments.artifact(digest)
+            except TareError as error:  # the image is whole without it
+                report(Progress(f"WARNING: an attestation of {found.manifest_digest} was not kept: {error}"))
+            if referrers:
+                await attachments.referring(found)
+
+        await together([self._layers_of(repository, found, report, quiet=known(found.image_id)), belonging()])
+        return attachments.added(found)
 
     @contextmanager
     def _workers(self) -> Iterator[None]:
@@ -160,6 +172,11 @@ class Registry:
                 self._pool.shutdown(wait=False)
                 self._pool = None
                 _give_memory_back()
+
+    async def layer(self, repository: Repository, descriptor: Descriptor, diff_id: Digest, report: Report = silent) -> None:
+        """Bring one layer into the layer store, verified; the caller pins it."""
+        with self._workers():
+            await self._layer(repository, descriptor, diff_id, report)
 
     async def repository(self, reference: Reference, credentials: Credentials | None = None) -> Repository:
         """The repository of ``reference`` as this user sees it."""
@@ -230,56 +247,6 @@ class Registry:
                 self._transport = Transport(self.policy, _USER_AGENT, self._certificate_directories)
             return self._transport
 
-    async def layer(self, repository: Repository, descriptor: Descriptor, diff_id: Digest, report: Report = silent) -> None:
-        """Bring one layer into the layer store, verified; the caller pins it."""
-        with self._workers():
-            await self._layer(repository, descriptor, diff_id, report)
-
-    async def _documents(self, repository: Repository, platform: Platform | None, pin: Pin) -> Pulled:
-        reference = repository.reference
-        wanted = platform or host()
-        target: str = reference.digest or reference.tag or ""
-        stored: list[Digest] = []
-        top: Digest | None = None
-        for _ in range(INDEX_DEPTH):
-            raw, digest, media_type = await self._manifest(repository, target)
-            document = parse_manifest(raw, media_type)
-            top = top or digest
-            await pin([digest])
-            stored.append(digest)
-            await self._store(raw, digest)
-            if isinstance(document, Manifest):
-                break
-            target = _choose(document, wanted)
-        else:
-            raise Unsupported(f"{reference.familiar()}: indexes are nested more than {INDEX_DEPTH - 1} deep")
-        check_supported(document)
-        config = await self._config(repository, document.config, pin)
-        check_config(document, config)
-        _check_system(config)
-        stored.append(document.config.digest)
-        return Pulled(reference, top, digest, document, config, tuple(stored))
-
-    async def _manifest(self, repository: Repository, target: str) -> tuple[bytes, Digest, str | None]:
-        if ":" in target and self._content.has(digest := Digest.parse(target)):
-            return await asyncio.to_thread(self._content.read, digest), digest, None
-        fetched = await repository.manifest(target)
-        return fetched.raw, fetched.digest, fetched.media_type
-
-    async def _config(self, repository: Repository, descriptor: Descriptor, pin: Pin) -> ImageConfig:
-        digest = descriptor.digest
-        await pin([digest])
-        if self._content.has(digest):
-            return parse_config(await asyncio.to_thread(self._content.read, digest))
-        raw = await fetch_document(repository, descriptor)
-        config = parse_config(raw)
-        await self._store(raw, digest)
-        return config
-
-    async def _store(self, raw: bytes, digest: Digest) -> None:
-        if not self._content.has(digest):
-            await asyncio.to_thread(self._content.put, raw, digest)
-
     async def _layers_of(self, repository: Repository, found: Pulled, report: Report, quiet: bool) -> None:
         """Bring in all layers that are not here yet. The first failure cancels the others."""
         missing: dict[Digest, Descriptor] = {}
@@ -326,39 +293,3 @@ def _give_memory_back() -> None:
 
 async def _pin_nothing(digests: Iterable[Digest]) -> None:
     """For callers whose stores are never collected."""
-
-
-async def fetch_document(repository: Repository, descriptor: Descriptor, limit: int = CONFIG_LIMIT) -> bytes:
-    """A whole blob in memory, verified."""
-    from tare.distribution.retry import retrying
-
-    if descriptor.size > limit:
-        raise Corrupt(f"image config {descriptor.digest} has {descriptor.size} bytes, more than {limit}")
-
-    async def fetch() -> bytes:
-        data = bytearray()
-        async with repository.blob(descriptor) as stream:
-            async for chunk in stream.chunks:
-                data += chunk
-                if len(data) > descriptor.size:
-                    break
-        return bytes(data)
-
-    raw = await retrying(fetch)
-    if Digest.of(raw, descriptor.digest.algorithm) != descriptor.digest:
-        raise Corrupt(f"image config verification failed for digest {descriptor.digest}")
-    return raw
-
-
-def _choose(index: Index, wanted: Platform) -> Digest:
-    position = choose(wanted, (entry.platform.platform() if entry.platform else None for entry in index.manifests))
-    if position is None and len(index.manifests) == 1 and index.manifests[0].platform is None:
-        position = 0
-    if position is None:
-        raise NotFound(f"no matching manifest for {wanted} in the manifest list entries")
-    return index.manifests[position].digest
-
-
-def _check_system(config: ImageConfig) -> None:
-    if config.os and config.os.lower() != "linux":
-        raise Unsupported(f'image operating system "{config.os}" cannot be used on this platform')

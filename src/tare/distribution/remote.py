@@ -27,11 +27,12 @@ from tare.distribution.transport import Transient, Transport, Unreachable
 from tare.errors import Corrupt, NotFound, ResourceExhausted, TareError, Unauthorized, Unavailable, Upstream
 from tare.oci import media_types
 from tare.oci.digest import Digest
-from tare.oci.image import MANIFEST_LIMIT, Descriptor
+from tare.oci.image import MANIFEST_LIMIT, Descriptor, Index, parse_manifest
 from tare.oci.reference import Reference
 
 TAGS_PAGE = 1000
 TAGS_LIMIT = 100_000
+REFERRERS_PAGES = 16
 
 _T = TypeVar("_T")
 
@@ -83,6 +84,10 @@ class Repository:
     async def tags(self) -> list[str]:
         """All tags of the repository, in the registry's order."""
         return await self._first(lambda host: host.tags(), by_digest=False)
+
+    async def referrers(self, digest: Digest) -> list[Descriptor]:
+        """The manifests that name ``digest`` as their subject. Mirrors are not asked: one that keeps none would say there are none."""
+        return await retrying(lambda: self._hosts[-1].referrers(digest))
 
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
@@ -188,6 +193,35 @@ class Host:
         following = f"tags/list?{query}" if query else ""
         return following if following != path else ""
 
+    async def referrers(self, digest: Digest) -> list[Descriptor]:
+        """What the referrers API lists; where there is none, the index under the tag that the spec sets in its place."""
+        found: dict[Digest, Descriptor] = {}
+        path = f"referrers/{digest}"
+        for _ in range(REFERRERS_PAGES):
+            response = await self._request("GET", path, _ACCEPT)
+            if media_types.bare(response.headers.get("Content-Type", "")) != media_types.OCI_INDEX or response.status != 200:
+                if response.status in (401, 403, 408, 429) or response.status >= 500:
+                    raise await self._refusal("GET", str(response.url), response)
+                response.close()
+                return await self._tagged_referrers(digest)
+            try:
+                raw = await read_limited(response, MANIFEST_LIMIT)
+            finally:
+                response.close()
+            found |= {entry.digest: entry for entry in _entries(raw)}
+            link = response.links.get("next")
+            query = urlsplit(str(link.get("url", ""))).query if link else ""
+            if not query:
+                break
+            path = f"referrers/{digest}?{query}"
+        return [*found.values()]
+
+    async def _tagged_referrers(self, digest: Digest) -> list[Descriptor]:
+        try:
+            return _entries((await self.manifest(referrers_tag(digest))).raw)
+        except NotFound:
+            return []
+
     async def open_blob(self, descriptor: Descriptor, offset: int, end: int | None) -> tuple[aiohttp.ClientResponse, int]:
         """Ask for a blob; returns the answer and the offset at which its body starts."""
         headers = {"Range": f"bytes={offset}-{end - 1 if end else ''}"} if offset or end else {}
@@ -264,6 +298,16 @@ class Host:
     def _translate(self, answer: Answer) -> TareError:
         """What a refusal means here."""
         return self._explain(answer, self._reference)
+
+
+def referrers_tag(digest: Digest) -> str:
+    """Where a registry without the referrers API has a manifest's referrers (distribution spec, "Referrers Tag Schema")."""
+    return f"{digest.algorithm}-{digest.hex}"
+
+
+def _entries(raw: bytes) -> list[Descriptor]:
+    document = parse_manifest(raw)
+    return document.manifests if isinstance(document, Index) else []
 
 
 class _TagList(msgspec.Struct):

@@ -24,11 +24,13 @@ import aiohttp
 from tare.distribution.answers import Answer, translate_push
 from tare.distribution.auth import Challenge, Credentials
 from tare.distribution.endpoints import RegistryPolicy
-from tare.distribution.remote import Host
+from tare.distribution.remote import Host, referrers_tag
 from tare.distribution.retry import ATTEMPTS, RateLimited, pause, retrying
 from tare.distribution.transport import SLOW_ANSWER, Transient, Transport, Unreachable
 from tare.errors import TareError, Unauthorized, Unavailable, Upstream
+from tare.oci import media_types
 from tare.oci.digest import Digest
+from tare.oci.image import Descriptor, Index, Manifest, encode
 from tare.oci.reference import Reference
 
 CHUNK = 64 << 20
@@ -160,16 +162,31 @@ class Uploader(Host):
             raise await self._refusal(method, url, response)
         response.release()
 
-    async def put_manifest(self, target: str, raw: bytes, media_type: str) -> None:
-        """Store a manifest under a tag or its digest."""
+    async def put_manifest(self, target: str, raw: bytes, media_type: str) -> bool:
+        """Store a manifest under a tag or its digest. Does the registry say that it lists it with its subject?"""
 
-        async def attempt() -> None:
+        async def attempt() -> bool:
             response = await self._request("PUT", f"manifests/{target}", {"Content-Type": media_type}, raw)
             if response.status not in (200, 201, 202):
                 raise await self._refusal("PUT", str(response.url), response)
             response.release()
+            return bool(response.headers.get("OCI-Subject"))
 
-        await retrying(attempt)
+        return await retrying(attempt)
+
+    async def put_referrer(self, raw: bytes, document: Manifest | Index) -> None:
+        """Store a manifest that has a subject. Where the registry does not list it, it goes into the index that stands in for its list."""
+        digest = Digest.of(raw)
+        if await self.put_manifest(str(digest), raw, document.media_type) or document.subject is None:
+            return
+        tag = referrers_tag(document.subject.digest)
+        listed = await self._tagged_referrers(document.subject.digest)
+        if any(entry.digest == digest for entry in listed):
+            return
+        kind = document.artifact_type or (document.config.media_type if isinstance(document, Manifest) else None)
+        entry = Descriptor(document.media_type, digest, len(raw), artifact_type=kind, annotations=document.annotations)
+        index = encode(Index(2, [*listed, entry], media_types.OCI_INDEX))
+        await self.put_manifest(tag, index, media_types.OCI_INDEX)
 
     async def _send(
         self, method: str, url: str, size: int, headers: dict[str, str], body: Callable[[], AsyncIterator[bytes]] | None

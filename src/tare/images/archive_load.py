@@ -15,18 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from tare.distribution.decompress import decompress
 from tare.distribution.progress import Progress, Report
 from tare.errors import ResourceExhausted
 from tare.events import EventBus
 from tare.images.archive_contents import Packaged, contents
 from tare.images.archive_read import Archive, blob_name
-from tare.images.garbage import Garbage, Pins
+from tare.images.garbage import Garbage
 from tare.images.image import ImageRecord
 from tare.images.intake import intake
-from tare.images.names import Names
+from tare.images.records import Records
 from tare.oci.digest import Digest
 from tare.oci.image import NO_TIME, Descriptor
 from tare.oci.platform import Platform
@@ -47,12 +45,13 @@ class Loader:
     """Loads archives into one engine's stores."""
 
     def __init__(
-        self, content: ContentStore, layers: LayerDriver, metadata: Metadata, names: Names, garbage: Garbage, events: EventBus
+        self, content: ContentStore, layers: LayerDriver, metadata: Metadata, records: Records, garbage: Garbage, events: EventBus
     ) -> None:
         self._content = content
         self._layers = layers
         self._metadata = metadata
-        self._names = names
+        self._records = records
+        self._names = records.names
         self._garbage = garbage
         self._events = events
 
@@ -68,26 +67,25 @@ class Loader:
             if not quiet:
                 loop.call_soon_threadsafe(report, progress)
 
-        for image in await asyncio.to_thread(contents, archive, platform):
+        for family in await asyncio.to_thread(contents, archive, platform):
             async with self._garbage.pins() as pins:
-                await self._pin(image, pins)
-                work = asyncio.create_task(asyncio.to_thread(self._store, archive, image, tell))
-                try:
-                    await asyncio.shield(work)
-                except asyncio.CancelledError:
-                    with suppress(Exception):
-                        await work  # the archive must not be closed under it
-                    raise
-                except OSError as error:
-                    raise ResourceExhausted(f"cannot store image {image.id}: {error}") from error
+                for image in family:
+                    pins.hold(*image.documents, *image.config.diff_ids, *(blob.digest for blob in image.blobs))
+                    pins.hold(*(digest for each in image.artifacts for digest in (each.digest, *(blob.digest for blob in each.blobs))))
+                    await self._store_safely(archive, image, tell)
                 await asyncio.sleep(0)  # what the thread reported comes first
-                self._record(image, report)
+                self._record(family, report)
 
-    async def _pin(self, image: Packaged, pins: Pins) -> None:
-        digests = [image.id, *image.config.diff_ids, *(blob.digest for blob in image.blobs)]
-        if image.raw_manifest:
-            digests.append(Digest.of(image.raw_manifest))
-        await pins.add(digests)
+    async def _store_safely(self, archive: Archive, image: Packaged, tell: Callable[[Progress], None]) -> None:
+        work = asyncio.create_task(asyncio.to_thread(self._store, archive, image, tell))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await work  # the archive must not be closed under it
+            raise
+        except OSError as error:
+            raise ResourceExhausted(f"cannot store image {image.id}: {error}") from error
 
     def _store(self, archive: Archive, image: Packaged, tell: Callable[[Progress], None]) -> None:
         """Blobs and layers; what is there already is not read."""
@@ -96,8 +94,12 @@ class Loader:
         for name, diff_id in zip(image.layers, image.config.diff_ids, strict=True):
             if not self._layers.has(diff_id):
                 self._store_layer(archive, name, diff_id, tell)
-        if image.raw_manifest:
-            self._content.put(image.raw_manifest)
+        for artifact in image.artifacts:
+            for blob in artifact.blobs:
+                self._store_blob(archive, blob)
+            self._content.put(artifact.raw, artifact.digest)
+        for document in (*image.indexes, *([image.raw_manifest] if image.raw_manifest else ())):
+            self._content.put(document)
         self._content.put(image.raw_config, image.id)
 
     def _store_blob(self, archive: Archive, blob: Descriptor) -> None:
@@ -127,32 +129,36 @@ class Loader:
                 writer.write(chunk)
             writer.commit(diff_id)
 
-    def _record(self, image: Packaged, report: Report) -> None:
-        image_id = str(image.id)
-        manifest = str(Digest.of(image.raw_manifest)) if image.raw_manifest else ""
-        record = ImageRecord(
+    def _record(self, family: list[Packaged], report: Report) -> None:
+        """Record the images of one index, and their names, which are the last one's."""
+        lead = family[-1]
+        renamed = []
+        with self._metadata.transaction():
+            for image in family:
+                record = self._record_of(image)
+                self._records.put(str(image.id), record.merged(self._records.find(str(image.id))))
+            for name in lead.names:
+                before = self._names.find(name)
+                if before not in (None, str(lead.id)):
+                    renamed.append((name, before))
+                self._names.set(name, str(lead.id))
+        for image in family:
+            self._events.publish("image", "load", str(image.id), {**(image.config.container.labels or {}), "name": str(image.id)})
+        for name, before in renamed:
+            report(Line(f"The image {name.familiar()} already exists, renaming the old one with ID {before} to empty string"))
+        for name in lead.names:
+            report(Line(f"Loaded image: {name.familiar()}"))
+        if not lead.names:
+            report(Line(f"Loaded image ID: {lead.id}"))
+
+    def _record_of(self, image: Packaged) -> ImageRecord:
+        return ImageRecord(
             diff_ids=[str(diff_id) for diff_id in image.config.diff_ids],
             size=sum(self._layers.size(diff_id) for diff_id in image.config.diff_ids),
             created=image.config.created or NO_TIME,
-            manifest=manifest,
-            documents=[digest for digest in (manifest, image_id) if digest],
+            manifest=str(Digest.of(image.raw_manifest)) if image.raw_manifest else "",
+            documents=[str(digest) for digest in image.documents],
             blobs=list(dict.fromkeys(str(blob.digest) for blob in image.blobs)),
+            artifacts=[str(each.digest) for each in image.artifacts],
+            attachments=list(dict.fromkeys(str(blob.digest) for each in image.artifacts for blob in each.blobs)),
         )
-        older = self._metadata.images.get(image_id)
-        known = msgspec.json.decode(older, type=ImageRecord) if older else None
-        renamed = []
-        with self._metadata.transaction():
-            self._metadata.images.put(image_id, None, msgspec.json.encode(record.merged(known)))
-            for name in image.names:
-                before = self._names.find(name)
-                if before not in (None, image_id):
-                    renamed.append((name, before))
-                self._names.set(name, image_id)
-        labels = image.config.container.labels or {}
-        self._events.publish("image", "load", image_id, {**labels, "name": image_id})
-        for name, before in renamed:
-            report(Line(f"The image {name.familiar()} already exists, renaming the old one with ID {before} to empty string"))
-        for name in image.names:
-            report(Line(f"Loaded image: {name.familiar()}"))
-        if not image.names:
-            report(Line(f"Loaded image ID: {image_id}"))

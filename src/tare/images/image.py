@@ -97,6 +97,8 @@ class Image:
     """When it last got a name, seconds since the epoch; 0 for never."""
     used: float = 0.0
     """When a container was last made of it, to within an hour; 0 for never."""
+    held: bool = False
+    """Whether it has no name of its own but a sibling with one (``siblings``)."""
 
     @property
     def architecture(self) -> str:
@@ -121,8 +123,8 @@ class Image:
 
     @property
     def dangling(self) -> bool:
-        """Whether no tag names it."""
-        return not self.tags
+        """Whether no tag names it, nor a sibling that it is listed with."""
+        return not self.tags and not self.held
 
     def platform(self) -> Platform:
         return self.config.platform()

@@ -6,6 +6,9 @@ pulled: the second push finds everything and gives the same digest.
 
 A layer that two images share may be here only as one image's blob. Then the other's manifest is kept if the registry has its blob;
 otherwise the manifest is written anew with the blob that there is.
+
+An index that is here with all its parts (several platforms, attestations) is pushed as it came. What refers to a pushed manifest
+(signatures, bills of materials) follows it.
 """
 
 from __future__ import annotations
@@ -24,15 +27,17 @@ from tare.distribution.progress import Progress, Report
 from tare.distribution.push import LayerToPush, Push
 from tare.distribution.registry import Registry
 from tare.distribution.sharing import SharedTasks
-from tare.errors import InvalidArgument, MissingCredentials, NotFound, TareError
+from tare.errors import Corrupt, InvalidArgument, MissingCredentials, NotFound, TareError
 from tare.events import EventBus
 from tare.images.garbage import Garbage, Pins
-from tare.images.image import ImageRecord, platform_mismatch
+from tare.images.image import ImageRecord
 from tare.images.layertar import pack
 from tare.images.names import Names
+from tare.images.records import Records
+from tare.images.siblings import Family
 from tare.oci import media_types
 from tare.oci.digest import Digest
-from tare.oci.image import Descriptor, Manifest, parse_config, parse_manifest
+from tare.oci.image import Descriptor, Index, Manifest, parse_config, parse_manifest
 from tare.oci.platform import Platform
 from tare.oci.reference import Reference
 from tare.store.content import ContentStore
@@ -95,7 +100,7 @@ class Publisher:
         content: ContentStore,
         layers: LayerDriver,
         metadata: Metadata,
-        names: Names,
+        records: Records,
         garbage: Garbage,
         registry: Registry,
         events: EventBus,
@@ -103,7 +108,9 @@ class Publisher:
         self._content = content
         self._layers = layers
         self._metadata = metadata
-        self._names = names
+        self._records = records
+        self._names = records.names
+        self._siblings = records.siblings
         self._garbage = garbage
         self._registry = registry
         self._events = events
@@ -120,8 +127,8 @@ class Publisher:
     ) -> None:
         """Push ``name:tag``, or every tag of ``name`` when neither says one. ``report`` gets Docker's messages.
 
-        An image that is not for a given ``platform`` is refused. With a ``compression`` the layers that have another are packed anew,
-        and the manifest that goes out is not the image's own.
+        An image that came through an index goes out as that index, if all of it is here; else, or with a ``platform``, as the one manifest.
+        With a ``compression`` the layers that have another are packed anew, and the manifest that goes out is not the image's own.
 
         Raises ``NotFound`` ("An image does not exist locally with the tag: x") and what the registry's refusal means.
         """
@@ -132,19 +139,27 @@ class Publisher:
             raise InvalidArgument("cannot push a digest reference")
         report(Progress(f"The push refers to repository [{reference.name}]"))
         images = self._wanted(reference)
-        for target, image_id in images.items() if platform else ():
-            self._check_platform(target, image_id, platform)
+        if platform is not None:
+            images = {
+                target: self._records.variant(self._records.image(each), platform, target.familiar()).id for target, each in images.items()
+            }
         blobs = Blobs(self._content, self._metadata, self._names)
         sources = {
             source
-            for image_id in images.values()
-            for layer in (_layers_of(self._content, self._need(image_id)))
+            for image_id in {each for found in images.values() for each in (found, *(() if platform else self._siblings.of(found)))}
+            for layer in (_layers_of(self._content, self._records.need(image_id)))
             for source in blobs.sources(layer.digest, reference)
         }
         push = await Push.open(self._registry, self._content, reference, credentials, sorted(sources), report)
         try:
             for target, image_id in images.items():
                 async with self._garbage.pins() as pins:
+                    family = None if platform or compression else self._siblings.family(self._records.need(image_id))
+                    if family is not None and family.whole:
+                        await self._push_family(push, target, image_id, family, blobs, pins)
+                        continue
+                    if family is not None and self._siblings.of(image_id):
+                        report(Progress(f"Not all of {family.digest} is here: only {self._records.image(image_id).platform()} is pushed"))
                     await self._push(push, target, image_id, blobs, pins, compression)
         except MissingCredentials:
             raise MissingCredentials("no basic auth credentials") from None
@@ -165,15 +180,68 @@ class Publisher:
             raise NotFound(f"tag does not exist: {reference.familiar()}")
         return {reference: own[reference]}
 
-    def _check_platform(self, target: Reference, image_id: str, platform: Platform | None) -> None:
-        actual = parse_config(self._content.read(Digest.parse(image_id))).platform()
-        if platform is not None and not platform.runs(actual):
-            raise NotFound(platform_mismatch(target.familiar(), platform, actual))
+    async def _push_family(self, push: Push, target: Reference, image_id: str, family: Family, blobs: Blobs, pins: Pins) -> None:
+        """Push an index with all that it leads to, as it came."""
+        pins.hold(family.digest)
+        for part in family.parts:
+            if isinstance(part.document, Index):
+                pins.hold(part.digest)
+            elif part.image_id is not None:
+                await self._push_image_part(push, target, part.image_id, part.document, blobs, pins)
+            else:
+                await self._push_blobs(push, target, part.document, pins)
+            await push.part(part.raw, part.document.media_type)
+        assert target.tag is not None
+        digest = await push.manifest(target.tag, family.raw, family.index.media_type)
+        await self._push_referrers(
+            push, target, [image_id, *self._siblings.of(image_id)], {digest, *(part.digest for part in family.parts)}, pins
+        )
+        self.remember(image_id, target, digest, (), becomes_own=False)
+
+    async def _push_image_part(self, push: Push, target: Reference, image_id: str, manifest: Manifest, blobs: Blobs, pins: Pins) -> None:
+        record = self._records.need(image_id)
+        self._hold(pins, image_id, record)
+        pins.hold(*(layer.digest for layer in manifest.layers))
+        choice = _Choice(target, manifest.media_type, blobs, pins, None)
+        pairs = zip(record.diff_ids, manifest.layers, strict=True)
+        sent = await push.layers([self._layer(Digest.parse(diff_id), layer, choice) for diff_id, layer in pairs])
+        if {layer.digest for layer in sent.values()} != {layer.digest for layer in manifest.layers}:
+            raise Corrupt(f"a layer of {image_id} vanished while its index was pushed: push again")
+        await push.blob(manifest.config.digest)
+
+    async def _push_blobs(self, push: Push, target: Reference, artifact: Manifest, pins: Pins) -> None:
+        for blob in {each.digest: each for each in (artifact.config, *artifact.layers)}.values():
+            pins.hold(blob.digest)
+            await push.blob(blob.digest)
+
+    async def _push_referrers(self, push: Push, target: Reference, image_ids: Sequence[str], pushed: set[Digest], pins: Pins) -> None:
+        """Push the artifacts whose subject is among what was pushed, or refers to that."""
+        found = {part.digest: part for each in image_ids for part in self._siblings.artifacts(self._records.need(each))}
+        waiting = {digest: part for digest, part in found.items() if digest not in pushed and part.subject is not None}
+        while ready := [part for part in waiting.values() if part.subject in pushed]:
+            for part in ready:
+                del waiting[part.digest]
+                pins.hold(part.digest)
+                if isinstance(part.document, Index):
+                    for entry in part.document.manifests:
+                        inner = found.get(entry.digest)
+                        if inner is not None and isinstance(inner.document, Manifest):
+                            await self._push_blobs(push, target, inner.document, pins)
+                            await push.part(inner.raw, inner.document.media_type)
+                else:
+                    await self._push_blobs(push, target, part.document, pins)
+                await push.referrer(part.raw, part.document)
+                pushed.add(part.digest)
+        for part in waiting.values():
+            push.tell(f"{part.digest} is not pushed: what it refers to, {part.subject}, is not")
+
+    def _hold(self, pins: Pins, image_id: str, record: ImageRecord) -> None:
+        pins.hold(*(Digest.parse(digest) for digest in record.needs(image_id)))
 
     async def _push(self, push: Push, target: Reference, image_id: str, blobs: Blobs, pins: Pins, compression: Compression | None) -> None:
-        record = self._need(image_id)
+        record = self._records.need(image_id)
         diff_ids = [Digest.parse(diff_id) for diff_id in record.diff_ids]
-        await pins.add([Digest.parse(digest) for digest in (image_id, *record.documents, *record.blobs, *record.diff_ids)])
+        self._hold(pins, image_id, record)
         own = manifest_of(self._content, record)
         kind = own.media_type if own else media_types.DOCKER_MANIFEST
         original = own
@@ -185,7 +253,7 @@ class Publisher:
         work = [self._layer(diff_id, bases.layers[number] if bases else None, choice) for number, diff_id in enumerate(diff_ids)]
         sent = await push.layers(work)
         config = Digest.parse(image_id)
-        await push.config(config)
+        await push.blob(config)
         layers = [sent[diff_id] for diff_id in diff_ids]
         if own is not None and [layer.digest for layer in layers] == [layer.digest for layer in own.layers]:
             raw, kind = await asyncio.to_thread(self._content.read, Digest.parse(record.manifest)), own.media_type
@@ -195,6 +263,7 @@ class Publisher:
             await asyncio.to_thread(self._content.put, raw)
         assert target.tag is not None
         digest = await push.manifest(target.tag, raw, kind)
+        await self._push_referrers(push, target, [image_id], {digest}, pins)
         self.remember(image_id, target, digest, layers, becomes_own=own is None or compression is None)
 
     def _packed_before(self, record: ImageRecord, compression: Compression) -> Manifest | None:
@@ -272,7 +341,7 @@ class Publisher:
 
     def remember(self, image_id: str, target: Reference, digest: Digest, layers: Sequence[Descriptor], *, becomes_own: bool) -> None:
         """Remember manifest and blobs, and what the registry calls the image now."""
-        record = self._need(image_id)
+        record = self._records.need(image_id)
         kept = [str(layer.digest) for layer in layers if self._content.has(layer.digest)]
         record = msgspec.structs.replace(
             record,
@@ -281,16 +350,10 @@ class Publisher:
             blobs=list(dict.fromkeys([*kept, *record.blobs])),
         )
         with self._metadata.transaction():
-            self._metadata.images.put(image_id, None, msgspec.json.encode(record))
+            self._records.put(image_id, record)
             self._names.set(target.with_digest(digest), image_id)
         labels = parse_config(self._content.read(Digest.parse(image_id))).container.labels or {}
         self._events.publish("image", "push", target.familiar(), {**labels, "name": target.familiar_name})
-
-    def _need(self, image_id: str) -> ImageRecord:
-        document = self._metadata.images.get(image_id)
-        if document is None:
-            raise NotFound(f"No such image: {image_id}")
-        return msgspec.json.decode(document, type=ImageRecord)
 
 
 def write_manifest(kind: str, config: Digest, config_size: int, layers: Sequence[Descriptor]) -> bytes:

@@ -27,7 +27,9 @@ def prunable(
     return [
         image
         for image in images
-        if (not dangling or image.dangling) and image.id not in kept and (limit is None or max(image.used, image.tagged) < limit)
+        if (image.dangling if dangling else not image.held)
+        and image.id not in kept
+        and (limit is None or max(image.used, image.tagged) < limit)
     ]
 
 
@@ -37,6 +39,8 @@ def _newest(images: Iterable[Image], values: Sequence[str]) -> frozenset[str]:
     count = max(int(value) for value in values)
     repositories: dict[str, list[Image]] = {}
     for image in images:
+        if image.held:
+            continue
         for repository in {Reference.parse(name).name for name in (*image.tags, *image.repo_digests)}:
             repositories.setdefault(repository, []).append(image)
     return frozenset(

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,9 +22,10 @@ import msgspec
 
 from tare.config import EngineConfig
 from tare.distribution.auth import Credentials
+from tare.distribution.documents import Pulled
 from tare.distribution.endpoints import RegistryPolicy, check_insecure
 from tare.distribution.progress import Progress, Report, silent
-from tare.distribution.registry import Pulled, Registry
+from tare.distribution.registry import Registry
 from tare.distribution.registry_rules import read_rules
 from tare.distribution.sharing import SharedTasks
 from tare.errors import Corrupt, InvalidArgument, NotFound, Unsupported
@@ -39,20 +39,29 @@ from tare.images.filters import select
 from tare.images.garbage import Freed, Garbage, Pins
 from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch, platform_mismatch
 from tare.images.importing import import_layer
-from tare.images.names import Names, digests_of, tags_of
+from tare.images.names import Names
 from tare.images.publishing import Publisher
-from tare.images.removal import Situation, check_delete, check_untag, is_single, untagged_with
+from tare.images.records import Records
+from tare.images.removing import Remover
 from tare.images.retention import OWN, prunable
 from tare.oci.digest import Digest
-from tare.oci.image import NO_TIME, ContainerConfig, History, ImageConfig, RootFS, chain_ids, encode, parse_config
+from tare.oci.image import NO_TIME, ContainerConfig, History, ImageConfig, RootFS, chain_ids, encode
 from tare.oci.platform import Platform, host
 from tare.oci.reference import Reference, parse_any
 from tare.store.content import ContentStore
 from tare.store.layers.driver import LayerDriver
 from tare.store.metadata import Metadata
 
-_CONFIG_CACHE = 128
 _USE_RESOLUTION = 3600
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of what a reference names a pull brings here, beyond the image for one platform and its attestations."""
+
+    every_platform: bool = False
+    referrers: bool = False
+    """What refers to the image in its registry: signatures, bills of materials."""
 
 
 class Images:
@@ -64,12 +73,13 @@ class Images:
         self._content = self.content = content
         self._layers = layers
         self._metadata = metadata
-        self._records = metadata.images
         self._events = events
         self._names = Names(metadata)
+        self._records = Records(content, metadata, self._names)
+        self.siblings = self._records.siblings
+        """Images of one index."""
         self._garbage = Garbage(content, layers, metadata)
         self._pulls: SharedTasks[Image] = SharedTasks()
-        self._configs: OrderedDict[str, ImageConfig] = OrderedDict()
         self.registry = Registry(
             content,
             layers,
@@ -79,12 +89,13 @@ class Images:
             config.max_concurrent_uploads,
             config.max_download_attempts,
         )
-        self.publisher = Publisher(content, layers, metadata, self._names, self._garbage, self.registry, events)
+        self.publisher = Publisher(content, layers, metadata, self._records, self._garbage, self.registry, events)
         """Pushes."""
-        self.saver = Saver(content, layers, metadata, self._names, self._garbage)
-        self.loader = Loader(content, layers, metadata, self._names, self._garbage, events)
+        self.saver = Saver(content, layers, metadata, self._records, self._garbage)
+        self.loader = Loader(content, layers, metadata, self._records, self._garbage, events)
         self.users_of: Callable[[str], Sequence[tuple[str, bool]]] = lambda image_id: ()
         """Containers made of an image: their ids, and whether they run."""
+        self._remover = Remover(self._records, self._garbage, lambda image_id: self.users_of(image_id), self._publish)
 
     @property
     def layers_in_use(self) -> Callable[[], Iterable[str]]:
@@ -112,33 +123,29 @@ class Images:
 
     # --- looking
 
-    def get(self, name: str) -> Image:
-        """The image called ``name``: a reference, an id, or the beginning of an id.
+    def get(self, name: str, platform: str | Platform | None = None) -> Image:
+        """The image called ``name``: a reference, an id, or the beginning of an id. With ``platform`` it or one of its siblings.
 
         Raises ``NotFound`` ("No such image: x"), ``InvalidArgument`` for what can be no name.
         """
-        return self._image(self._resolve(name))
+        image, wanted = self._records.image(self._records.resolve(name)), _platform(platform)
+        return image if wanted is None else self._records.variant(image, wanted, name)
 
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> builtins.list[Image]:
         """All images, or those that pass Docker's ``filters``, newest first."""
-        names = self._names.by_image()
-        images = [
-            self._build(image_id, msgspec.json.decode(document, type=ImageRecord), names.get(image_id, ()))
-            for image_id, _, document in self._records.all()
-        ]
-        return select(images, filters or {}, self.get)
+        return select(self._records.images(), filters or {}, self.get)
 
     def count(self) -> int:
         return self._records.count()
 
     def size_of(self, image_id: str) -> int:
         """Bytes of an image's files; 0 when it is gone."""
-        record = self._record(image_id)
+        record = self._records.find(image_id)
         return record.size if record else 0
 
     def needs(self, image_id: str) -> set[str]:
         """Digests of everything in the stores that an image is made of; empty when it is gone."""
-        record = self._record(image_id)
+        record = self._records.find(image_id)
         return record.needs(image_id) if record else set()
 
     def layer_chain(self, image: Image) -> builtins.list[Digest]:
@@ -149,14 +156,17 @@ class Images:
         """The config document as it was fetched or made."""
         return self._content.read(Digest.parse(image.id))
 
-    def raw_manifest(self, image: Image) -> bytes | None:
-        """The manifest that the image was pulled or loaded with, if there is one."""
-        digest = image.manifest_digest
-        return self._content.read(digest) if digest is not None and self._content.has(digest) else None
+    def record(self, image: Image) -> ImageRecord:
+        """What is kept of the image beside its config."""
+        return self._records.need(image.id)
 
-    def history(self, name: str) -> builtins.list[HistoryItem]:
+    def blobs_of(self, image: Image) -> builtins.list[Digest]:
+        """The compressed layers that the image came in; they need not all be here any more."""
+        return [Digest.parse(digest) for digest in self._records.need(image.id).blobs]
+
+    def history(self, name: str, platform: Platform | None = None) -> builtins.list[HistoryItem]:
         """How the image came to be, newest step first."""
-        image = self.get(name)
+        image = self.get(name, platform)
         sizes = iter([self._layers.size(diff_id) if self._layers.has(diff_id) else 0 for diff_id in image.diff_ids])
         items: builtins.list[HistoryItem] = []
         for step in image.config.history or ():
@@ -169,20 +179,14 @@ class Images:
             if ancestor is None:
                 break
             items[position] = replace(item, id=ancestor.id, tags=ancestor.tags)
-            ancestor = self._image(ancestor.parent) if ancestor.parent and self._record(ancestor.parent) else None
+            ancestor = self._records.image(ancestor.parent) if ancestor.parent and self._records.find(ancestor.parent) else None
         return items
 
     def touch(self, image_id: str) -> None:
         """A container was made of the image: kept to within an hour, so that it costs a write only now and then."""
-        record = self._record(image_id)
+        record = self._records.find(image_id)
         if record is not None and time.time() - record.used > _USE_RESOLUTION:
-            self._put(image_id, msgspec.structs.replace(record, used=time.time()))
-
-    def check_platform(self, image: Image, platform: str | Platform, name: str) -> None:
-        """Refuse an image that is for another platform than the one that was asked for."""
-        wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-        if not wanted.runs(image.platform()):
-            raise NotFound(platform_mismatch(name, wanted, image.platform()))
+            self._records.put(image_id, msgspec.structs.replace(record, used=time.time()))
 
     # --- coming
 
@@ -192,6 +196,7 @@ class Images:
         platform: str | Platform | None = None,
         credentials: Credentials | None = None,
         progress: Report = silent,
+        extent: Extent = Extent(),
     ) -> Image:
         """Bring an image here from its registry. Several who want the same share one pull.
 
@@ -200,8 +205,10 @@ class Images:
         """
         wanted = (Reference.parse(reference) if isinstance(reference, str) else reference).with_default_tag()
         target = _platform(platform)
-        key = (wanted, target, credentials)
-        return await self._pulls.run(key, lambda report: self._pull(wanted, target, credentials, report), progress)
+        if target and extent.every_platform:
+            raise InvalidArgument("conflicting options: one platform and all platforms cannot both be asked for")
+        key = (wanted, target, credentials, extent)
+        return await self._pulls.run(key, lambda report: self._pull(wanted, target, credentials, report, extent), progress)
 
     async def pull_all(
         self,
@@ -209,6 +216,7 @@ class Images:
         platform: str | Platform | None = None,
         credentials: Credentials | None = None,
         progress: Report = silent,
+        extent: Extent = Extent(),
     ) -> builtins.list[Image]:
         """Pull every tag of ``repository``, one after the other."""
         fresh, found = False, []
@@ -221,23 +229,30 @@ class Images:
                 progress(message)
 
         for tag in await self.registry.tags(repository, credentials):
-            found.append(await self.pull(repository.with_tag(tag), platform, credentials, tell))
+            found.append(await self.pull(repository.with_tag(tag), platform, credentials, tell, extent))
         outcome = "Downloaded newer image for" if fresh else "Image is up to date for"
         progress(Progress(f"Status: {outcome} {repository.familiar_name}"))
         return found
 
-    async def _pull(self, reference: Reference, platform: Platform | None, credentials: Credentials | None, report: Report) -> Image:
+    async def _pull(
+        self, reference: Reference, platform: Platform | None, credentials: Credentials | None, report: Report, extent: Extent
+    ) -> Image:
         before = self._names.find(reference)
         report(Progress(f"Pulling from {reference.path}", reference.digest or reference.tag or ""))
         async with self._garbage.pins() as pin:
             try:
-                pulled = await self.registry.pull(reference, platform, credentials, report, pin.add, self._known)
+                if extent.every_platform:
+                    every = await self.registry.pull_every(reference, credentials, report, pin.add, self._known, extent.referrers)
+                else:
+                    one = self.registry.pull(reference, platform, credentials, report, pin.add, self._known, extent.referrers)
+                    every = [await one]
             except (Corrupt, InvalidArgument, NotFound, Unsupported):
                 # Asking again will not help: keep nothing. After a network failure what is complete waits for the next try.
                 await pin.drop()
                 raise
-            self._record_pulled(pulled)
-        image = self._image(pulled.image_id)
+            self._record_pulled(every)
+        pulled = every[-1]
+        image = self._records.image(str(pulled.image_id))
         name = reference.familiar()
         report(Progress(f"Digest: {pulled.digest}"))
         fresh = "Image is up to date for" if before == image.id else "Downloaded newer image for"
@@ -248,21 +263,25 @@ class Images:
         return image
 
     def _known(self, image_id: Digest) -> bool:
-        return self._record(image_id) is not None
+        return self._records.find(image_id) is not None
 
-    def _record_pulled(self, pulled: Pulled) -> None:
-        image_id = str(pulled.image_id)
-        record = ImageRecord(
-            diff_ids=[str(diff_id) for diff_id in pulled.diff_ids],
-            size=self._size(pulled.diff_ids),
-            created=pulled.config.created or NO_TIME,
-            manifest=str(pulled.manifest_digest),
-            documents=[str(digest) for digest in pulled.documents],
-            blobs=list(dict.fromkeys(str(layer.digest) for layer in pulled.manifest.layers)),
-        )
-        reference = pulled.reference
+    def _record_pulled(self, every: Sequence[Pulled]) -> None:
+        """Record what one pull brought; the last image gets the names."""
         with self._metadata.transaction():
-            self._put(image_id, record.merged(self._record(image_id)))
+            for pulled in every:
+                image_id = str(pulled.image_id)
+                record = ImageRecord(
+                    diff_ids=[str(diff_id) for diff_id in pulled.diff_ids],
+                    size=self._size(pulled.diff_ids),
+                    created=pulled.config.created or NO_TIME,
+                    manifest=str(pulled.manifest_digest),
+                    documents=[str(digest) for digest in pulled.documents],
+                    blobs=list(dict.fromkeys(str(layer.digest) for layer in pulled.manifest.layers)),
+                    artifacts=[str(digest) for digest in pulled.artifacts],
+                    attachments=[str(digest) for digest in pulled.attachments],
+                )
+                self._records.put(image_id, record.merged(self._records.find(image_id)))
+            reference = pulled.reference
             self._names.set(reference.with_digest(reference.digest or pulled.digest), image_id)
             if reference.tag and not reference.digest:
                 self._names.set(reference, image_id)
@@ -318,10 +337,10 @@ class Images:
                 parent=parent,
             )
             with self._metadata.transaction():
-                self._put(str(image_id), record.merged(self._record(str(image_id))))
+                self._records.put(str(image_id), record.merged(self._records.find(str(image_id))))
                 if name is not None:
                     self._names.set(name.with_default_tag(), str(image_id))
-        return self._image(str(image_id))
+        return self._records.image(str(image_id))
 
     async def commit(
         self,
@@ -340,8 +359,8 @@ class Images:
 
         ``confirm`` is asked, and may raise, when the tar has been read: was it whole? An empty tar adds no layer.
         """
-        record = self._record(parent)
-        base = self._config(parent) if record else _bare_config(below)
+        record = self._records.find(parent)
+        base = self._records.config(parent) if record else _bare_config(below)
         async with self._garbage.pins() as pin:
             layer = await asyncio.to_thread(lambda: store_layer(self._layers, changes(), pin.hold))
             try:
@@ -354,14 +373,18 @@ class Images:
 
     # --- archives
 
-    def saved(self, names: Sequence[str]) -> builtins.list[Saved]:
+    def saved(self, names: Sequence[str], platform: Platform | None = None) -> builtins.list[Saved]:
         """The images that ``save`` is asked for, with the names that they keep: one given with a tag keeps that one, a repository alone
-        stands for all its tags, an id has none."""
+        stands for all its tags, an id has none. A name stands for the siblings too, unless there is a ``platform``."""
         found: dict[str, Saved] = {}
 
-        def add(image: Image, references: Iterable[Reference] = ()) -> None:
+        def add(name: str, image: Image, reference: Reference | None = None) -> None:
+            image = image if platform is None else self._records.variant(image, platform, name)
             saved = found.setdefault(image.id, Saved(image))
-            saved.references += [reference for reference in references if reference not in saved.references]
+            if reference is not None and reference not in saved.references:
+                saved.references.append(reference)
+                others = self.siblings.of(image.id) if platform is None and not saved.siblings else ()
+                saved.siblings += [self._records.image(other) for other in others if not self._names.of(other)]
 
         for name in names:
             parsed = parse_any(name)
@@ -374,12 +397,12 @@ class Images:
                     if other.tag and not other.digest and other.repository == reference
                 ]
                 for owner, other in every:
-                    add(self._image(owner), [other])
+                    add(name, self._records.image(owner), other)
                 if every:
                     continue
             image = self.get(name)
             named = reference is not None and reference.tag and not reference.digest and self._names.find(reference) == image.id
-            add(image, [reference] if named and reference else ())
+            add(name, image, reference if named else None)
         return builtins.list(found.values())
 
     # --- names
@@ -393,47 +416,21 @@ class Images:
 
     # --- going
 
-    async def delete(self, name: str, force: bool = False, prune: bool = True) -> builtins.list[Removal]:
-        """Remove a name, and the image with its last one; or, given an id, the image with its names.
-
-        ``prune`` also removes parents that nothing names or needs any more. Raises ``Conflict`` with Docker's texts.
-        """
-        image_id = self._resolve(name)
-        situation = self._situation(image_id)
-        removals: builtins.list[Removal] = []
-        by_id = Digest.parse(image_id).hex.startswith(name.removeprefix("sha256:"))
-        if by_id:
-            if is_single(situation.references):
-                check_delete(situation, force, references_count=False)
-            else:
-                check_delete(situation, force)
-            self._untag(image_id, situation.references, removals)
-        else:
-            check_untag(situation, name, force)
-            reference = Reference.parse(name).with_default_tag()
-            if reference.digest:
-                reference = reference.with_digest(reference.digest)
-            remaining = [other for other in situation.references if other != reference]
-            self._untag(image_id, [reference, *untagged_with(reference, remaining)], removals)
-            if not self._deletable(image_id, force):
-                return removals
-        await self._delete(image_id, prune, removals)
-        return removals
+    async def delete(
+        self, name: str, force: bool = False, prune: bool = True, platforms: Sequence[Platform] = ()
+    ) -> builtins.list[Removal]:
+        """Remove a name, and the image with its last one; or, given an id, the image with its names. See ``removing.py``."""
+        return await self._remover.delete(name, force, prune, platforms)
 
     async def prune(self, dangling: bool = True, filters: Mapping[str, Sequence[str]] | None = None) -> tuple[builtins.list[Removal], int]:
         """Remove images that no container uses (``dangling``: only those without a tag); returns what went and the bytes freed.
 
         ``filters``: those of ``list``, and ``keep-last`` and ``unused-for`` (``retention.py``).
         """
-        removals: builtins.list[Removal] = []
         given = filters or {}
         own = {name: given[name] for name in OWN if name in given}
         found = self.list({name: values for name, values in given.items() if name not in own})
-        for image in prunable(found, self.list() if own else (), dangling, own, time.time()):
-            if self._record(image.id) is None or self.users_of(image.id) or self._situation(image.id).has_children:
-                continue
-            self._untag(image.id, self._names.of(image.id), removals)
-            self._forget(image.id, removals)
+        removals = self._remover.remove_unused(prunable(found, self.list() if own else (), dangling, own, time.time()))
         freed = await self._garbage.collect_all()
         self._events.publish("image", "prune", "", {"reclaimed": str(freed.bytes)})
         return removals, freed.bytes
@@ -451,113 +448,8 @@ class Images:
             kept = [digest for root_of in self._garbage.roots for digest in root_of()]
             checker = Checker(root, self._metadata, self._content, self._layers, repair=repair, kept=kept)
             findings = await asyncio.to_thread(checker.run)
-        self._configs.clear()
+        self._records.forget_all()
         return findings
-
-    def _deletable(self, image_id: str, force: bool) -> bool:
-        situation = self._situation(image_id)
-        hard = situation.has_children or any(running for _, running in situation.users)
-        return not situation.references and not hard and (force or not situation.users)
-
-    def _untag(self, image_id: str, references: Iterable[Reference], removals: builtins.list[Removal]) -> None:
-        gone = list(references)
-        if not gone:
-            return
-        labels = self._image(image_id).labels
-        with self._metadata.transaction():
-            self._names.remove(gone)
-        removals += [Removal("Untagged", reference.familiar()) for reference in gone]
-        self._publish("untag", image_id, image_id, labels)
-
-    async def _delete(self, image_id: str, prune: bool, removals: builtins.list[Removal]) -> None:
-        while image_id:
-            record = self._forget(image_id, removals)
-            freed = await self._garbage.collect([image_id, *record.kept()], record.diff_ids)
-            chain = chain_ids([Digest.parse(diff_id) for diff_id in record.diff_ids])
-            for diff_id, chain_id in reversed(list(zip(record.diff_ids, chain, strict=True))):
-                if diff_id in freed.layers:
-                    removals.append(Removal("Deleted", chain_id))
-            parent = record.parent if prune else ""
-            keep = not parent or self._record(parent) is None or not self._deletable(parent, force=False)
-            image_id = "" if keep else parent
-
-    def _forget(self, image_id: str, removals: builtins.list[Removal]) -> ImageRecord:
-        """Take the record away: from here on the image does not exist."""
-        labels = self._image(image_id).labels
-        record = self._need(image_id)
-        self._records.delete(image_id)
-        self._configs.pop(image_id, None)
-        removals.append(Removal("Deleted", image_id))
-        self._publish("delete", image_id, image_id, labels)
-        return record
-
-    def _situation(self, image_id: str) -> Situation:
-        return Situation(image_id, tuple(self._names.of(image_id)), tuple(self.users_of(image_id)), self._has_children(image_id))
-
-    def _has_children(self, image_id: str) -> bool:
-        return any(msgspec.json.decode(document, type=ImageRecord).parent == image_id for _, _, document in self._records.all())
-
-    # --- records
-
-    def _resolve(self, name: str) -> str:
-        """The id of the image that ``name`` means; a name wins over the beginning of an id."""
-        found = parse_any(name)
-        if isinstance(found, Digest):
-            if self._record(found) is None:
-                raise NotFound(f"No such image: {name}")
-            return str(found)
-        image_id = self._names.find(found)
-        if image_id is not None:
-            return image_id
-        prefix = name.removeprefix("sha256:")
-        if prefix and all(character in "0123456789abcdef" for character in prefix):
-            matches = self._records.by_prefix(f"sha256:{prefix}")
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
-                raise InvalidArgument(f"image id {name} is ambiguous: give more digits")
-        raise NotFound(f"No such image: {found.with_default_tag().familiar()}")
-
-    def _image(self, image_id: str) -> Image:
-        return self._build(str(image_id), self._need(image_id), self._names.of(image_id))
-
-    def _build(self, image_id: str, record: ImageRecord, references: Sequence[Reference]) -> Image:
-        config = self._config(image_id)
-        return Image(
-            id=image_id,
-            config=config,
-            diff_ids=config.diff_ids,
-            tags=tags_of(references),
-            repo_digests=digests_of(references),
-            size=record.size,
-            created=record.created,
-            manifest_digest=Digest.parse(record.manifest) if record.manifest else None,
-            parent=record.parent,
-            tagged=self._names.tagged(image_id) if references else 0.0,
-            used=record.used,
-        )
-
-    def _config(self, image_id: str) -> ImageConfig:
-        config = self._configs.get(image_id)
-        if config is None:
-            config = parse_config(self._content.read(Digest.parse(image_id)))
-            self._configs[image_id] = config
-            if len(self._configs) > _CONFIG_CACHE:
-                self._configs.popitem(last=False)
-        return config
-
-    def _record(self, image_id: str) -> ImageRecord | None:
-        document = self._records.get(str(image_id))
-        return None if document is None else msgspec.json.decode(document, type=ImageRecord)
-
-    def _need(self, image_id: str) -> ImageRecord:
-        record = self._record(image_id)
-        if record is None:
-            raise NotFound(f"No such image: {image_id}")
-        return record
-
-    def _put(self, image_id: str, record: ImageRecord) -> None:
-        self._records.put(image_id, None, msgspec.json.encode(record))
 
     def _size(self, diff_ids: Iterable[Digest]) -> int:
         return sum(self._layers.size(diff_id) for diff_id in diff_ids)

@@ -8,20 +8,59 @@ than as dangling images, and go with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 
+from tare.distribution.documents import INDEX_DEPTH
 from tare.errors import TareError
 from tare.images.image import ImageRecord
 from tare.images.names import Names
 from tare.oci.digest import Digest
-from tare.oci.image import Descriptor, Index, Manifest, parse_manifest
+from tare.oci.image import ATTESTED, Index, Manifest, parse_manifest
 from tare.store.content import ContentStore
 from tare.store.metadata import Metadata
 
-INDEX_DEPTH = 3
+
+@dataclass(frozen=True)
+class Part:
+    """A document below an index, or of an artifact."""
+
+    digest: Digest
+    raw: bytes
+    document: Manifest | Index
+    image_id: str | None = None
+    """The image that the manifest is of; ``None`` for an artifact or an inner index."""
+
+    @property
+    def subject(self) -> Digest | None:
+        """What it refers to, if it does."""
+        return self.document.subject.digest if self.document.subject else None
+
+
+@dataclass(frozen=True)
+class Family:
+    """An index and those of its parts that are here."""
+
+    digest: Digest
+    raw: bytes
+    index: Index
+    parts: tuple[Part, ...]
+    whole: bool
+    """Whether nothing is missing."""
+
+    def attestations(self, manifest: Digest) -> set[Digest]:
+        """Manifests that the index says are about this one."""
+        parts = [self.index, *(part.document for part in self.parts)]
+        entries = [entry for document in parts if isinstance(document, Index) for entry in document.manifests]
+        return {entry.digest for entry in entries if (entry.annotations or {}).get(ATTESTED) == manifest}
+
+
+class _Documents(msgspec.Struct):
+    """The part of an image's record that ties siblings together."""
+
+    documents: list[str] = []
 
 
 class Siblings:
@@ -33,56 +72,83 @@ class Siblings:
         self._names = names
 
     def of(self, image_id: str) -> list[str]:
-        """Ids of the other images that an index of this one leads to."""
-        records = self._records()
-        mine = set(records[image_id].documents) if image_id in records else set()
-        return [other for other, record in records.items() if other != image_id and not mine.isdisjoint(record.documents)]
+        """Ids of the other images that an index of this one leads to, in the order in which they are listed."""
+        return self.every().get(image_id, [])
+
+    def every(self) -> dict[str, list[str]]:
+        """``of`` for each image that has siblings."""
+        by_document: dict[str, list[str]] = {}
+        for image_id, _, raw in self._metadata.images.all():
+            for document in msgspec.json.decode(raw, type=_Documents).documents:
+                by_document.setdefault(document, []).append(image_id)
+        found: dict[str, dict[str, None]] = {}
+        for group in by_document.values():
+            for image_id in group if len(group) > 1 else ():
+                found.setdefault(image_id, {}).update((other, None) for other in group if other != image_id)
+        return {image_id: [*siblings] for image_id, siblings in found.items()}
 
     def held(self) -> set[str]:
         """Ids of the images that have no name, but a sibling with one."""
-        records = self._records()
-        by_document: dict[str, list[str]] = {}
-        for image_id, record in records.items():
-            for document in record.documents:
-                by_document.setdefault(document, []).append(image_id)
-        shared = [group for group in by_document.values() if len(group) > 1]
-        if not shared:
-            return set()
-        named = set(self._names.by_image())
-        return {image_id for group in shared if not named.isdisjoint(group) for image_id in group} - named
+        siblings = self.every()
+        named = set(self._names.by_image()) if siblings else set()
+        return {image_id for image_id, others in siblings.items() if image_id not in named and not named.isdisjoint(others)}
 
     def orphans(self, image_id: str) -> list[str]:
         """Ids of the siblings that nothing names any more once this image is gone."""
-        siblings = self.of(image_id)
-        if not siblings:
+        siblings = self.every()
+        if image_id not in siblings:
             return []
         named = set(self._names.by_image()) - {image_id}
-        return [other for other in siblings if other not in named and named.isdisjoint(self.of(other))]
+        return [other for other in siblings[image_id] if other not in named and named.isdisjoint(siblings[other])]
 
-    def index(self, record: ImageRecord) -> tuple[Digest, bytes, Index] | None:
-        """The index through which the image came last: digest, bytes, document."""
+    def family(self, record: ImageRecord) -> Family | None:
+        """The index through which the image came last, with what is here of it; ``None`` for an image that came alone."""
         for text in record.documents:
             digest = Digest.parse(text)
             with suppress(TareError):
                 raw = self._content.read(digest)
                 document = parse_manifest(raw)
                 if isinstance(document, Index):
-                    return digest, raw, document
+                    parts: dict[Digest, Part] = {}
+                    whole = self._gather(document, parts, 1)
+                    return Family(digest, raw, document, tuple(parts.values()), whole)
         return None
 
-    def entries(self, index: Index, depth: int = 0) -> Iterator[tuple[Descriptor, bytes | None, Manifest | Index | None]]:
-        """Every document below an index, those of nested ones before the nested one: its bytes and what they say, if it is here."""
-        for entry in index.manifests:
-            raw, document = None, None
+    def artifacts(self, record: ImageRecord) -> list[Part]:
+        """The artifacts that are kept with the image and that are whole."""
+        found = []
+        for text in record.artifacts:
             with suppress(TareError):
+                raw = self._content.read(Digest.parse(text))
+                part = Part(Digest.parse(text), raw, parse_manifest(raw))
+                if self._is_whole(part.document):
+                    found.append(part)
+        return found
+
+    def _gather(self, index: Index, parts: dict[Digest, Part], depth: int) -> bool:
+        """Collect what is here of an index, the parts of an inner index before itself; is that all of it?"""
+        whole = True
+        for entry in index.manifests:
+            try:
                 raw = self._content.read(entry.digest)
                 document = parse_manifest(raw, entry.media_type)
+            except TareError:
+                whole = False
+                continue
+            image_id = None
             if isinstance(document, Index):
-                if depth + 1 >= INDEX_DEPTH:
-                    document = None
-                else:
-                    yield from self.entries(document, depth + 1)
-            yield entry, raw, document
+                whole = depth < INDEX_DEPTH and self._gather(document, parts, depth + 1) and whole
+            else:
+                known = self._metadata.images.get(str(document.config.digest)) is not None
+                image_id = str(document.config.digest) if known else None
+                complete = self._is_whole(document)
+                whole = whole and complete
+                if not complete and not known:
+                    continue
+            parts.setdefault(entry.digest, Part(entry.digest, raw, document, image_id))
+        return whole
 
-    def _records(self) -> dict[str, ImageRecord]:
-        return {image_id: msgspec.json.decode(document, type=ImageRecord) for image_id, _, document in self._metadata.images.all()}
+    def _is_whole(self, document: Manifest | Index) -> bool:
+        if isinstance(document, Index):
+            return all(self._content.has(entry.digest) for entry in document.manifests)
+        return all(self._content.has(blob.digest) for blob in (document.config, *document.layers))

@@ -28,6 +28,9 @@ CONFIG_LIMIT = 8 << 20
 LAYER_COUNT_LIMIT = 512
 INDEX_COUNT_LIMIT = 4096
 
+ATTESTED = "vnd.docker.reference.digest"
+"""The annotation by which an index's entry says which manifest it is about (BuildKit's attestation storage)."""
+
 NO_TIME = "0001-01-01T00:00:00Z"
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]

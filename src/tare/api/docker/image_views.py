@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tare.api.docker.filter_parameter import Filters
 from tare.errors import InvalidArgument
-from tare.oci import media_types
-from tare.oci.digest import Digest
 from tare.wire.images import HistoryEntry, ImageInspect, ImageSummary
 
 if TYPE_CHECKING:
@@ -88,29 +86,6 @@ def _container_config(image: Image, version: ApiVersion) -> dict[str, Any]:
     """The container part with the fields that clients index without asking."""
     legacy = _CONTAINERS_OWN if version < (1, 50) else {}
     return _ALWAYS_SHOWN | legacy | image.container_config()
-
-
-def manifest_summary(image: Image, manifest: bytes | None, containers: Sequence[str]) -> dict[str, Any]:
-    """The one manifest of an image that is here (``manifests=1``); an image made here has only its config to name."""
-    if manifest is not None and image.manifest_digest is not None:
-        digest, size = image.manifest_digest, len(manifest)
-        kind = media_types.OCI_MANIFEST if media_types.OCI_MANIFEST.encode() in manifest[:512] else media_types.DOCKER_MANIFEST
-    else:
-        digest, size, kind = Digest.parse(image.id), 0, media_types.OCI_CONFIG
-    platform = image.platform()
-    return {
-        "ID": str(digest),
-        "Descriptor": {"mediaType": kind, "digest": str(digest), "size": size},
-        "Available": True,
-        "Size": {"Content": size, "Total": size + image.size},
-        "Kind": "image",
-        "ImageData": {
-            "Platform": {"architecture": platform.architecture, "os": platform.os}
-            | ({"variant": platform.variant} if platform.variant else {}),
-            "Containers": [*containers],
-            "Size": {"Unpacked": image.size},
-        },
-    }
 
 
 def history_entry(item: HistoryItem) -> HistoryEntry:

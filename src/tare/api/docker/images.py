@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tare.api.docker.image_views import history_entry, hit_filter, inspection, manifest_summary, summary
+from tare.api.docker.image_views import history_entry, hit_filter, inspection, summary
+from tare.api.docker.manifest_views import ManifestViews
 from tare.api.docker.params import boolean, integer, json_response, read_filters
 from tare.api.docker.platforms import platform_parameter, read_platform
 from tare.api.docker.progress import ProgressFeed, follow
@@ -22,7 +23,6 @@ from tare.images.usage import images_usage
 
 if TYPE_CHECKING:
     from tare.engine import Engine
-    from tare.images.image import Image
 
 
 class ImageHandlers:
@@ -32,6 +32,7 @@ class ImageHandlers:
         self._engine = engine
         self._images = engine.images
         self._registries = RegistryHandlers(engine)
+        self._manifests = ManifestViews(engine)
 
     # -- pull and import
 
@@ -78,6 +79,8 @@ class ImageHandlers:
         if version < (1, 41) and request.query.get("filter"):
             filters.setdefault("reference", []).append(request.query["filter"])
         images = self._images.list(filters)
+        if not boolean(request, "all"):
+            images = [image for image in images if not image.held]
         every = self._images.list() if images else []
         if not boolean(request, "all"):
             parents = {image.parent for image in every}
@@ -92,32 +95,24 @@ class ImageHandlers:
             line = summary(image, version)
             line.shared_size = shared.get(image.id, -1)
             if version >= (1, 47) and boolean(request, "manifests"):
-                line.manifests = [self._manifest(image)]
+                line.manifests = self._manifests.of(image)
             answer.append(line)
         return json_response(answer)
 
     async def inspect(self, request: Request, version: ApiVersion) -> Response:
-        image, platform = self._images.get(request.params["name"]), platform_parameter(request)
+        name, platform = request.params["name"], platform_parameter(request)
         manifests = version >= (1, 48) and boolean(request, "manifests")
-        if platform is not None:
-            if manifests:
-                raise InvalidArgument("conflicting options: manifests and platform options cannot both be set")
-            self._images.check_platform(image, platform, request.params["name"])
+        if platform is not None and manifests:
+            raise InvalidArgument("conflicting options: manifests and platform options cannot both be set")
+        image = self._images.get(name, platform)
         answer = inspection(image, self._engine.layers.name, version)
         if manifests:
-            found = self._manifest(image)
-            answer.manifests, answer.descriptor = [found], found["Descriptor"]
+            answer.manifests = self._manifests.of(image)
+            answer.descriptor = self._manifests.descriptor(image)
         return json_response(answer)
 
-    def _manifest(self, image: Image) -> dict[str, Any]:
-        containers = [container for container, _ in self._images.users_of(image.id)]
-        return manifest_summary(image, self._images.raw_manifest(image), containers)
-
     async def history(self, request: Request) -> Response:
-        name = request.params["name"]
-        if (platform := platform_parameter(request)) is not None:
-            self._images.check_platform(self._images.get(name), platform, name)
-        return json_response([history_entry(item) for item in self._images.history(name)])
+        return json_response([history_entry(item) for item in self._images.history(request.params["name"], platform_parameter(request))])
 
     # -- names and removal
 
@@ -126,9 +121,8 @@ class ImageHandlers:
         return Response(201)
 
     async def delete(self, request: Request) -> Response:
-        for text in request.query.all("platforms"):
-            self._images.check_platform(self._images.get(request.params["name"]), read_platform(text), request.params["name"])
-        removals = await self._images.delete(request.params["name"], boolean(request, "force"), not boolean(request, "noprune"))
+        platforms = [read_platform(text) for text in request.query.all("platforms")]
+        removals = await self._images.delete(request.params["name"], boolean(request, "force"), not boolean(request, "noprune"), platforms)
         return json_response([{removal.kind: str(removal.name)} for removal in removals])
 
     async def prune(self, request: Request) -> Response:
@@ -171,10 +165,7 @@ class ImageHandlers:
         names = [request.params["name"]] if "name" in request.params else request.query.all("names")
         if not names:
             raise InvalidArgument("no images were named")
-        images = self._images.saved(names)
-        if (platform := platform_parameter(request)) is not None:
-            for saved in images:
-                self._images.check_platform(saved.image, platform, saved.image.id)
+        images = self._images.saved(names, platform_parameter(request))
         async with contextlib.aclosing(self._images.saver.stream(images)) as chunks:
             head = await anext(chunks)
             stream = await request.stream(200, "application/x-tar")
