@@ -83,7 +83,8 @@ def _images(context: Context, options: Options) -> int:
     given = list(options.items("filter"))
     if options.operands:
         given.append(f"reference={options.operands[0]}")
-    images = context.client.call("GET", "/images/json", {"all": options.on("all") or None, "filters": filters(given)}) or []
+    query: dict[str, object] = {"all": options.on("all") or None, "filters": filters(given), "manifests": options.on("tree") or None}
+    images = context.client.call("GET", "/images/json", query) or []
     images.sort(key=lambda image: -int(image.get("Created") or 0))
     full, layout = options.on("no-trunc"), options.text("format")
     if options.on("tree"):

@@ -91,8 +91,17 @@ def bar(detail: dict[str, Any] | None, width: int) -> str:
     return f"{drawn}{size3(current):>8}/{size3(total)}"
 
 
-def pull(client: Client, image: str, *, platform: str = "", quiet: bool = False, stream: int = 1, all_tags: bool = False) -> None:
-    """Pull ``image`` and show how it goes. Raises CliError."""
+def pull(
+    client: Client,
+    image: str,
+    *,
+    platform: str = "",
+    quiet: bool = False,
+    stream: int = 1,
+    all_tags: bool = False,
+    extent: dict[str, object] | None = None,
+) -> None:
+    """Pull ``image`` and show how it goes; ``extent`` are the parameters for more than one image. Raises CliError."""
     reference = parse(image)
     if reference is None:
         raise CliError(f"cannot pull by image ID ({image}): name the image by repository and tag or digest")
@@ -100,6 +109,7 @@ def pull(client: Client, image: str, *, platform: str = "", quiet: bool = False,
         "fromImage": reference.familiar_name,
         "tag": "" if all_tags else reference.suffix,
         "platform": platform,
+        **(extent or {}),
     }
     response = client.stream("POST", "/images/create", query, None, credentials.header(reference.domain))
     if quiet:
@@ -120,7 +130,14 @@ def _pull(context: Context, options: Options) -> int:
     if not reference.tag and not reference.digest and not every and not quiet:
         sys.stdout.write("Using default tag: latest\n")
         sys.stdout.flush()
-    pull(context.client, name, platform=chosen(options.text("platform")), quiet=quiet, all_tags=every)
+    extent: dict[str, object] = {"all-platforms": options.on("all-platforms") or None, "referrers": options.on("referrers") or None}
+    platform = options.text("platform")
+    if options.on("all-platforms"):
+        if platform:
+            raise CliError("conflicting options: --platform and --all-platforms cannot both be set")
+    else:
+        platform = chosen(platform)
+    pull(context.client, name, platform=platform, quiet=quiet, all_tags=every, extent=extent)
     suffix = "" if every else ("@" if reference.digest else ":") + reference.suffix
     sys.stdout.write(f"{reference.name}{suffix}\n")
     return 0
@@ -142,10 +159,12 @@ PULL = Command(
     "Download an image from a registry",
     _pull,
     (
+        ("all-platforms", "", "bool", "Download the images of all platforms"),
         ("all-tags", "a", "bool", "Download all tagged images in the repository"),
         ("disable-content-trust", "", "bool", "Skip image verification", True),
         ("platform", "", "string", "Set platform if server is multi-platform capable"),
         ("quiet", "q", "bool", "Suppress verbose output"),
+        ("referrers", "", "bool", "Download what refers to the image too: signatures, bills of materials"),
     ),
     least=1,
     most=1,

@@ -21,7 +21,7 @@ from tare.distribution.progress import silent
 from tare.distribution.retry import retrying
 from tare.distribution.segments import from_offset
 from tare.distribution.sharing import SharedTasks
-from tare.errors import ResourceExhausted
+from tare.errors import ResourceExhausted, TareError
 from tare.oci.digest import Digest
 from tare.oci.image import ATTESTED, Descriptor, Index
 from tare.store.content import ContentStore
@@ -73,12 +73,18 @@ class Attachments:
             raise ResourceExhausted(f"more than {COUNT_LIMIT} artifacts belong to the image")
         _, document = await self._documents.document(str(digest))
         self._artifacts[digest] = None
-        if isinstance(document, Index):
-            for entry in document.manifests if depth < INDEX_DEPTH else ():
-                await self.artifact(entry.digest, depth + 1)
-            return
-        for blob in {each.digest: each for each in (document.config, *document.layers)}.values():
-            await self._blob(blob)
+        try:
+            if isinstance(document, Index):
+                for entry in document.manifests if depth < INDEX_DEPTH else ():
+                    await self.artifact(entry.digest, depth + 1)
+                return
+            named = {each.digest: each for each in (document.config, *document.layers)}
+            for blob in named.values():
+                await self._blob(blob)
+            self._blobs |= dict.fromkeys(named)
+        except TareError:
+            del self._artifacts[digest]  # half an artifact is none
+            raise
 
     def added(self, found: Pulled) -> Pulled:
         """``found`` with all that was fetched."""
@@ -93,7 +99,6 @@ class Attachments:
         await self._pin([blob.digest])
         if not self._content.has(blob.digest):
             await self._tasks.run(blob.digest, lambda _: retrying(lambda: self._download(blob)), silent)
-        self._blobs[blob.digest] = None
 
     async def _download(self, blob: Descriptor) -> None:
         if self._content.has(blob.digest):

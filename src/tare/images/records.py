@@ -100,19 +100,17 @@ class Records:
     def image(self, image_id: str) -> Image:
         """Raises ``NotFound``."""
         record, references = self.need(image_id), self.names.of(image_id)
-        if references:
+        if any(reference.tag for reference in references):
             return self._build(image_id, record, references)
-        siblings = {other: named for other in self.siblings.of(image_id) if (named := self.names.of(other))}
-        return self._build(image_id, record, _common(record, siblings.values()), held=bool(siblings))
+        return self._held(image_id, record, references, [self.names.of(other) for other in self.siblings.of(image_id)])
 
     def images(self) -> list[Image]:
         """All of them."""
         names, siblings = self.names.by_image(), self.siblings.every()
         found = []
         for image_id, record in self.all():
-            references = names.get(image_id, [])
-            named = [names[other] for other in siblings.get(image_id, ()) if other in names] if not references else []
-            found.append(self._build(image_id, record, references or _common(record, named), held=bool(named)))
+            others = [names[other] for other in siblings.get(image_id, ()) if other in names]
+            found.append(self._held(image_id, record, names.get(image_id, []), others))
         return found
 
     def variant(self, image: Image, platform: Platform, name: str) -> Image:
@@ -131,6 +129,12 @@ class Records:
             if len(self._configs) > _CONFIG_CACHE:
                 self._configs.popitem(last=False)
         return config
+
+    def _held(self, image_id: str, record: ImageRecord, references: Sequence[Reference], others: Sequence[Sequence[Reference]]) -> Image:
+        """The image; ``others`` are the names of its siblings. It is held by one with a tag if it has none, by any if it has no name."""
+        tagged = any(reference.tag for reference in references)
+        held = not tagged and any(not references or any(each.tag for each in named) for named in others if named)
+        return self._build(image_id, record, [*references, *_common(record, others)] if held else references, held)
 
     def _build(self, image_id: str, record: ImageRecord, references: Sequence[Reference], held: bool = False) -> Image:
         config = self.config(image_id)

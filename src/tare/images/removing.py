@@ -57,6 +57,10 @@ class Remover:
                 reference = reference.with_digest(reference.digest)
             remaining = [other for other in situation.references if other != reference]
             self._untag(image_id, [reference, *untagged_with(reference, remaining)], removals)
+            for sibling in self._siblings.of(image_id):  # that were pushed to the repository alone
+                named = self._names.of(sibling)
+                self._untag(sibling, [each for each in untagged_with(reference, [*remaining, *named]) if each in named], removals)
+            orphans = self._siblings.orphans(image_id)
             if self._names.of(image_id):
                 return removals
         for each in (image_id, *orphans):

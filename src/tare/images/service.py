@@ -384,7 +384,7 @@ class Images:
             if reference is not None and reference not in saved.references:
                 saved.references.append(reference)
                 others = self.siblings.of(image.id) if platform is None and not saved.siblings else ()
-                saved.siblings += [self._records.image(other) for other in others if not self._names.of(other)]
+                saved.siblings += [self._records.image(other) for other in others]
 
         for name in names:
             parsed = parse_any(name)

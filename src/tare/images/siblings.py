@@ -2,8 +2,8 @@
 
 An index that was pulled or loaded is a document of each image that it led to, so images that have a document in common are the same
 software for other platforms (a manifest names one config: two images never share one). A name points to one image, as in Docker: the one
-that was asked for last. The others, its *siblings*, have no name then; they are found through the named one, are listed with it rather
-than as dangling images, and go with it.
+that was asked for last. The others, its *siblings*, have no tag then; they are found through the named one, are listed with it rather
+than as dangling images, and go with it: they are *held* by it.
 """
 
 from __future__ import annotations
@@ -86,12 +86,6 @@ class Siblings:
             for image_id in group if len(group) > 1 else ():
                 found.setdefault(image_id, {}).update((other, None) for other in group if other != image_id)
         return {image_id: [*siblings] for image_id, siblings in found.items()}
-
-    def held(self) -> set[str]:
-        """Ids of the images that have no name, but a sibling with one."""
-        siblings = self.every()
-        named = set(self._names.by_image()) if siblings else set()
-        return {image_id for image_id, others in siblings.items() if image_id not in named and not named.isdisjoint(others)}
 
     def orphans(self, image_id: str) -> list[str]:
         """Ids of the siblings that nothing names any more once this image is gone."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tare.api.docker.params import json_body, json_response
+from tare.api.docker.params import boolean, json_body, json_response
 from tare.api.docker.platforms import platform_parameter
 from tare.api.docker.progress import ProgressFeed, follow
 from tare.distribution.auth import Credentials, decode_all
@@ -20,6 +20,7 @@ from tare.distribution.compress import Compression
 from tare.distribution.indexes import publish_index
 from tare.errors import InvalidArgument
 from tare.http.message import Request, Response
+from tare.images.service import Extent
 from tare.oci.image import PlatformEntry
 from tare.oci.reference import Reference
 from tare.wire import system as wire
@@ -71,14 +72,15 @@ class RegistryHandlers:
         query = request.query
         name, tag, platform = query["fromImage"], query.get("tag", ""), query.get("platform") or None
         reference = Reference.parse(f"{name}@{tag}" if ":" in tag else f"{name}:{tag}" if tag else name)
+        extent = Extent(boolean(request, "all-platforms"), boolean(request, "referrers"))  # our own
         credentials = _credentials(request)
         await request.read()
         feed = ProgressFeed()
         if reference.is_name_only:
-            every = asyncio.create_task(self._images.pull_all(reference, platform, credentials, feed.report))
+            every = asyncio.create_task(self._images.pull_all(reference, platform, credentials, feed.report, extent))
             await follow(request, every, feed)
         else:
-            one = asyncio.create_task(self._images.pull(reference, platform, credentials, feed.report))
+            one = asyncio.create_task(self._images.pull(reference, platform, credentials, feed.report, extent))
             await follow(request, one, feed)
 
     async def push(self, request: Request) -> None:
