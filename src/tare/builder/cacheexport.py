@@ -144,7 +144,7 @@ class CacheExporter:
             for digest, raw in found.documents.items():
                 self.pins.hold(digest)
                 self.images.content.put(raw)
-                await push.config(digest)
+                await push.blob(digest)
             ((kind, raw),) = found.manifests.values()
             await push.manifest(name.tag or "latest", raw, kind)
 
