@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tare.errors import InvalidArgument
+from tare.oci.digest import Digest
 from tare.registry.bucket import BucketObjects
 from tare.registry.places import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "suites"))
 
-from registry_objects import ObjectsContract, StorageContract, objects, storage, uploaded
+from registry_objects import ObjectsContract, StorageContract, objects, storage, upload_id, uploaded
 
 from registry_world import Registry, code, content
 from seaweed_world import KEYS, WEED, Seaweed, seaweed
@@ -61,6 +62,32 @@ def test_no_segments_are_left(place: str) -> None:
     assert len(objects.segments(upload)) == 1
     objects.tidy(2**40)
     assert objects.segments(upload) == []
+    objects.close()
+
+
+def test_killed_collections(place: str) -> None:
+    """Condemned, its mark still there: it ends. Condemned, its mark deleted: somebody needed it. Marks of nothing go."""
+    objects = BucketObjects(place)
+    digests = []
+    for number, data in enumerate((os.urandom(70_000), os.urandom(70_001), b"small")):
+        upload = uploaded(objects, data, number)
+        digests.append(Digest.of(data))
+        objects.publish(upload, digests[-1], len(data))
+        objects.drop(upload)
+        objects.hide(digests[-1])
+        folder = f"blobs/{digests[-1].replace(':', '/')}"
+        marked = next(name for name in objects.names(folder) if "!" in name)
+        objects.put(f"{folder}/{marked}!", b"")
+        if number == 1:
+            objects.remove(f"{folder}/{marked}")
+    assert not any(map(objects.unhide, digests))
+    objects.put(f"blobs/sha256/{'0' * 64}/5-abcd!efgh", b"")
+    objects.tidy(0)
+    assert len(list(objects.hidden())) == 4
+    objects.tidy(2**40)
+    assert (list(objects.hidden()), list(objects.blobs())) == ([], [digests[1]])
+    assert [len(objects.segments(upload_id(number))) for number in range(3)] == [0, 1, 0]
+    assert len(b"".join(objects.read(digests[1], 0, 70_001))) == 70_001
     objects.close()
 
 

@@ -1,16 +1,22 @@
 """A registry's content in an S3-compatible bucket (``objects.Objects``), shared by any number of processes.
 
     PREFIX/repositories/…           documents, see ``storage``
-    PREFIX/blobs/ALG/HEX            {"size", "data": base64} or {"size", "upload", "segments": [name, …]}
-    PREFIX/hidden/ALG/HEX           the same of a blob that a collection is about to remove; with "destroyed" while it does
+    PREFIX/blobs/ALG/HEX/SIZE-RANDOM                a *version* of the blob: {"data": base64} or {"upload", "segments": [name, …]}
+    PREFIX/blobs/ALG/HEX/SIZE-RANDOM!MARK           (empty) a collection has hidden this version
+    PREFIX/blobs/ALG/HEX/SIZE-RANDOM!MARK!          (empty) and has condemned it
     PREFIX/uploads/UUID             {"owner", "digest"} of an upload under way
     PREFIX/segments/UUID/OFFSET-LENGTH-RANDOM       its bytes
 
 A blob stays in the segments that it was uploaded in: nothing is copied when an upload becomes a blob, an upload's state is the list of its
 segments, known to every process and after every restart, and no provider's multipart rules matter (parts of 5 MiB at least, 10,000 of them
 at most, unreadable until complete). What is assumed of the bucket: a read or a list behind a write sees it, as S3 promises since 2020. No
-lock, no conditional write: two writers of one upload leave overlapping segments, which everybody refuses; hiding, bringing back and
-destroying first write what they are about to do, then look what others have done.
+lock, no conditional write: two writers of one upload leave overlapping segments, which everybody refuses.
+
+**Hiding and destroying.** A version is written once and goes once; its name is never used again, so that nobody's late deletion can hit
+what somebody else has pushed meanwhile. It is visible while no mark lies beside it. Who misses it deletes the marks that it sees, then
+looks again; a collection that wants to destroy writes that it condemns, then looks whether its mark is still there, and if not it takes
+the sentence back. So either the collection sees that somebody was there, or that somebody sees the sentence and pushes a new version; a
+condemned version is nobody's hope. Killed half-way, the next collection goes on; what even that does not reach, ``tidy`` removes.
 """
 
 from __future__ import annotations
@@ -18,7 +24,11 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -31,6 +41,10 @@ INLINE = 64 << 10
 """Blobs up to this size (configs, manifests) lie in their document."""
 _PIECE = 1 << 20
 _CONNECTIONS = 40
+_DOCUMENTS = 4096
+"""Versions' documents that are remembered."""
+_PATIENCE = (0.02, 0.05, 0.1, 0.2)
+"""Seconds between looks at a condemned version."""
 
 
 class Segment(NamedTuple):
@@ -39,6 +53,22 @@ class Segment(NamedTuple):
     offset: int
     length: int
     name: str
+
+
+class _Version(NamedTuple):
+    """What lies below a digest about one version."""
+
+    name: str
+    marks: list[str]
+    condemned: bool
+
+    @property
+    def size(self) -> int:
+        return int(self.name.partition("-")[0], 16)
+
+    @property
+    def visible(self) -> bool:
+        return not self.marks and not self.condemned
 
 
 class _BucketWriter:
@@ -50,8 +80,11 @@ class _BucketWriter:
         self._held = bytearray()
         self._closed = False
         self._stored = self.offset = sum(segment.length for segment in bucket.segments(upload))
+        self._published = bucket.became(upload)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._published:
+            raise Busy
         self._held += data
         self.offset += len(data)
         if len(self._held) >= SEGMENT:
@@ -94,6 +127,9 @@ class BucketObjects:
         self._client, self._errors, self._answers = _connect(settings.get("endpoint"), settings.get("region"))
         self.writing: set[str] = set()
         """Uploads that this process is writing to."""
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._mark = secrets.token_hex(8)
+        self._collecting = threading.Lock()
         try:
             self._call("head_bucket")
         except FileNotFoundError:
@@ -178,25 +214,37 @@ class BucketObjects:
 
     # Blobs
 
-    def _document(self, digest: Digest, top: str = "blobs") -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads(self.get(_key(top, digest)))
-        except FileNotFoundError:
-            return None
+    def _versions(self, digest: Digest) -> list[_Version]:
+        """In one request: what lies below a digest says everything but the bytes."""
+        return _versions(self.names(_key(digest)))
+
+    def _visible(self, digest: Digest) -> _Version | None:
+        return next((version for version in self._versions(digest) if version.visible), None)
+
+    def _document(self, digest: Digest, version: str) -> dict[str, Any]:
+        """``FileNotFoundError``."""
+        key = f"{_key(digest)}/{version}"
+        found = self._documents.get(key)
+        if found is None:
+            found = json.loads(self.get(key))
+            self._documents[key] = found
+            while len(self._documents) > _DOCUMENTS:
+                self._documents.pop(next(iter(self._documents)), None)
         return found
 
     def size(self, digest: Digest) -> int | None:
-        document = self._document(digest)
-        return int(document["size"]) if document else None
+        found = self._visible(digest)
+        return found.size if found else None
 
     def file(self, digest: Digest) -> BinaryIO | None:
         """A bucket has no files."""
         return None
 
     def read(self, digest: Digest, start: int, end: int) -> Iterator[bytes]:
-        document = self._document(digest)
-        if document is None:
+        version = self._visible(digest)
+        if version is None:
             raise FileNotFoundError(f"{digest} is not in the bucket")
+        document = self._document(digest, version.name)
         if "data" in document:
             yield base64.b64decode(document["data"])[start:end]
             return
@@ -220,67 +268,104 @@ class BucketObjects:
                 yield data
 
     def put_blob(self, digest: Digest, data: bytes) -> None:
-        if self.size(digest) is not None:
+        if self.unhide(digest):
             return
-        document: dict[str, Any] = {"size": len(data)}
         if len(data) <= INLINE:
-            document["data"] = base64.b64encode(data).decode()
-        else:
-            document["upload"] = f"direct-{secrets.token_hex(16)}"
-            document["segments"] = [f"{0:014x}-{len(data):x}-{secrets.token_hex(4)}"]
-            self.store(f"segments/{document['upload']}/{document['segments'][0]}", data)
-        self._write(_key("blobs", digest), document)
+            self._write_version(digest, len(data), {"data": base64.b64encode(data).decode()})
+            return
+        upload, segment = f"direct-{secrets.token_hex(16)}", f"{0:014x}-{len(data):x}-{secrets.token_hex(4)}"
+        self.store(f"segments/{upload}/{segment}", data)
+        self._write_version(digest, len(data), {"upload": upload, "segments": [segment]})
+
+    def _write_version(self, digest: Digest, size: int, document: dict[str, Any]) -> None:
+        self._write(f"{_key(digest)}/{size:x}-{secrets.token_hex(8)}", document)
 
     def _write(self, key: str, document: dict[str, Any]) -> None:
         self.store(key, json.dumps(document, separators=(",", ":")).encode())
 
+    # Hiding, bringing back, destroying: see the module's text
+
+    def collecting(self) -> AbstractContextManager[Any]:
+        """Several processes may collect at the same time, a process once."""
+        return self._collecting
+
     def hide(self, digest: Digest) -> None:
-        document = self._document(digest)
-        if document is not None:
-            self._write(_key("hidden", digest), document)
-            self.remove(_key("blobs", digest))
+        for version in self._versions(digest):
+            if self._mark not in version.marks:
+                self.store(f"{_key(digest)}/{version.name}!{self._mark}", b"")
 
     def unhide(self, digest: Digest) -> bool:
-        document = self._document(digest, "hidden")
-        if document is None or "destroyed" in document:
-            return False
-        self._write(_key("blobs", digest), document)
-        now = self._document(digest, "hidden")
-        # None: somebody else brought it back, or it was destroyed from the first segment to the hidden document since we looked.
-        lost = "destroyed" in now if now is not None else not self._has_bytes(document)
-        self.remove(_key("blobs" if lost else "hidden", digest))
-        return not lost
-
-    def _has_bytes(self, document: dict[str, Any]) -> bool:
-        return "data" in document or all(
-            self.modified(f"segments/{document['upload']}/{name}") is not None for name in document["segments"][:1]
-        )
+        for delay in _PATIENCE:
+            versions = self._versions(digest)
+            if any(version.visible for version in versions):
+                return True
+            hidden = [version for version in versions if not version.condemned]
+            for version in hidden:
+                for mark in version.marks:
+                    self._delete(f"{_key(digest)}/{version.name}!{mark}")
+            if not versions:
+                return False
+            if not hidden:  # perhaps a collection is about to find that somebody needs it
+                time.sleep(delay)
+        return self._visible(digest) is not None
 
     def destroy(self, digest: Digest) -> int:
-        document = self._document(digest, "hidden")
-        if document is None:
-            return 0
-        self._write(_key("hidden", digest), document | {"destroyed": True})
-        now = self._document(digest)
-        kept = now is not None and now.get("upload") == document.get("upload")
-        if not kept and "segments" in document:
+        size = 0
+        for version in self._versions(digest):
+            if self._mark not in version.marks:
+                continue
+            condemned = f"{_key(digest)}/{version.name}!{self._mark}!"
+            self.store(condemned, b"")
+            now = next((other for other in self._versions(digest) if other.name == version.name), None)
+            if now is not None and self._mark in now.marks:
+                self._destroy_version(digest, version.name)
+                size += version.size
+                for mark in now.marks:
+                    self._delete(f"{_key(digest)}/{version.name}!{mark}")
+            self._delete(condemned)
+        return size
+
+    def _destroy_version(self, digest: Digest, version: str) -> None:
+        """The document first: as long as it is there its segments are."""
+        try:
+            document = self._document(digest, version)
+        except FileNotFoundError:
+            return
+        self._delete(f"{_key(digest)}/{version}")
+        # An upload that is not yet dropped may publish its segments again; what it has published before shows when it is gone.
+        if "segments" in document and self._upload(document["upload"]) is None and not self._adopted(digest, document["upload"]):
             self._remove_segments(document["upload"], document["segments"])
-        self.remove(_key("hidden", digest))
-        return 0 if kept else int(document["size"])
+
+    def _adopted(self, digest: Digest, upload: str) -> bool:
+        for version in self._versions(digest):
+            try:
+                if self._document(digest, version.name).get("upload") == upload:
+                    return True
+            except FileNotFoundError:
+                continue
+        return False
 
     def _remove_segments(self, upload: str, names: list[str]) -> None:
         for name in names:
-            self._call("delete_object", f"segments/{upload}/{name}")
+            self._delete(f"segments/{upload}/{name}")
+
+    def _delete(self, key: str) -> None:
+        self._call("delete_object", key)
 
     def blobs(self) -> Iterator[Digest]:
-        yield from self._digests("blobs")
+        for digest, names in self._digests():
+            if any(version.visible for version in _versions(names)):
+                yield digest
 
     def hidden(self) -> Iterator[Digest]:
-        yield from self._digests("hidden")
+        for digest, names in self._digests():
+            if any("!" in name for name in names):
+                yield digest
 
-    def _digests(self, top: str) -> Iterator[Digest]:
-        for key, _ in self._keys(top):
-            yield Digest.parse(key.replace("/", ":", 1))
+    def _digests(self) -> Iterator[tuple[Digest, list[str]]]:
+        """Each with the names of what lies below it."""
+        for key, entries in groupby(self._keys("blobs"), lambda entry: entry[0].rpartition("/")[0]):
+            yield Digest.parse(key.replace("/", ":", 1)), [entry[0].rpartition("/")[2] for entry in entries]
 
     # Uploads
 
@@ -325,30 +410,30 @@ class BucketObjects:
         for segment in self.segments(upload):
             yield from self._pieces(f"segments/{upload}/{segment.name}", 0, segment.length)
 
-    def publish(self, upload: str, digest: Digest) -> None:
+    def became(self, upload: str) -> bool:
+        """Whether the upload's segments are, or were, a blob's. ``FileNotFoundError`` when there is no such upload."""
+        return bool(json.loads(self.get(f"uploads/{upload}"))["digest"])
+
+    def publish(self, upload: str, digest: Digest, size: int) -> None:
         owner = self._upload(upload)
-        if self.size(digest) is not None or owner is None:
+        if self.unhide(digest) or owner is None:
             return
         segments = self.segments(upload)
-        size = sum(segment.length for segment in segments)
+        if sum(segment.length for segment in segments) != size:
+            raise Busy
         if size <= INLINE:
             data = b"".join(self.read_upload(upload))
-            self._write(_key("blobs", digest), {"size": size, "data": base64.b64encode(data).decode()})
+            self._write_version(digest, size, {"data": base64.b64encode(data).decode()})
             return
         # First the upload says what it became: who finds it after a kill knows whether its segments are a blob's.
         self._write(f"uploads/{upload}", owner | {"digest": digest})
-        self._write(_key("blobs", digest), {"size": size, "upload": upload, "segments": [segment.name for segment in segments]})
+        self._write_version(digest, size, {"upload": upload, "segments": [segment.name for segment in segments]})
 
     def drop(self, upload: str) -> None:
         found = self._upload(upload)
         if found is None:
             return
-        adopted = False
-        if found["digest"]:
-            digest = Digest.parse(found["digest"])
-            documents = (self._document(digest), self._document(digest, "hidden"), self._document(digest))
-            adopted = any(document is not None and document.get("upload") == upload for document in documents)
-        if not adopted:
+        if not found["digest"] or not self._adopted(Digest.parse(found["digest"]), upload):
             self._remove_segments(upload, self.names(f"segments/{upload}"))
         self.remove(f"uploads/{upload}")
 
@@ -369,20 +454,48 @@ class BucketObjects:
         left = {upload for upload, changed in changes.items() if changed < before}
         left -= {upload for upload, _ in self._keys("uploads")}
         if left:
-            for top in ("blobs", "hidden", "blobs"):  # twice: a blob may be brought back meanwhile
-                for digest in self._digests(top):
-                    document = self._document(digest, top)
-                    if document is not None:
-                        left.discard(document.get("upload", ""))
+            for digest, names in self._digests():
+                for version in _versions(names):
+                    try:
+                        left.discard(self._document(digest, version.name).get("upload", ""))
+                    except FileNotFoundError:
+                        continue
         for upload in left:
             self._remove_segments(upload, self.names(f"segments/{upload}"))
+        self._tidy_marks(before)
+
+    def _tidy_marks(self, before: float) -> None:
+        """Of collections that were killed: no collection takes so long."""
+        keys = {f"blobs/{key}": changed for key, changed in self._keys("blobs") if "!" in key}
+        for key, changed in keys.items():
+            version, _, mark = key.partition("!")
+            if changed >= before or not mark.endswith("!"):
+                continue
+            if key[:-1] in keys:  # condemned, and nobody has come between: let it end
+                algorithm, encoded, name = version.split("/")[1:]
+                self._destroy_version(Digest.parse(f"{algorithm}:{encoded}"), name)
+            self._delete(key)
+        for key, changed in keys.items():
+            if changed < before and self.modified(key.partition("!")[0]) is None:
+                self._delete(key)
 
     def layout(self, name: str, entries: list[dict[str, object]]) -> None:
         """Other tools do not read buckets."""
 
 
-def _key(top: str, digest: Digest) -> str:
-    return f"{top}/{digest.replace(':', '/', 1)}"
+def _key(digest: Digest) -> str:
+    return f"blobs/{digest.replace(':', '/', 1)}"
+
+
+def _versions(names: Iterable[str]) -> list[_Version]:
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for name in sorted(names):  # a version comes before its marks
+        version, mark, rest = name.partition("!")
+        if not mark:
+            found[version] = ([], [])
+        elif version in found:
+            found[version][rest.endswith("!")].append(rest)
+    return [_Version(name, marks, bool(condemned)) for name, (marks, condemned) in found.items()]
 
 
 def _segment(name: str) -> Segment:

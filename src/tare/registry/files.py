@@ -7,6 +7,7 @@
     ROOT/repositories/NAME/_oci/            the repository as an OCI image layout, for other tools to read:
         oci-layout, index.json, blobs       blobs is a link to ROOT/blobs
     ROOT/temporary/UUID                     documents being written
+    ROOT/collecting                         locked by the one collection that hides and destroys
 
 A document is written to the side, synced and renamed. A blob gets its name by a hard link of the finished, synced upload, so that the
 upload can publish again should a collection have taken the name away meanwhile.
@@ -22,6 +23,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,7 +37,7 @@ _WRITEBACK = 32 << 20
 
 
 class _FileWriter:
-    """Appends to an upload's file, which is locked meanwhile."""
+    """Appends to an upload's file, which is locked meanwhile. A file that is a blob already never changes again."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -44,9 +46,13 @@ class _FileWriter:
         except OSError:
             os.close(self._file)
             raise Busy from None
+        # What was a file of an upload when it was opened may be a blob's only, now that it is locked.
+        self._published = os.fstat(self._file).st_nlink != 1 or not path.exists()
         self.offset = self._asked = os.lseek(self._file, 0, os.SEEK_END)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._published:
+            raise Busy
         try:
             write_all(self._file, data)
         except OSError:
@@ -161,6 +167,16 @@ class FileObjects:
         if self.size(digest) is None:
             self._place(self._blob(digest), data)
 
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Of two collections one could destroy what the other has just hidden and is about to bring back."""
+        file = os.open(self.root / "collecting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
     def hide(self, digest: Digest) -> None:
         target = self._blob(digest, "hidden")
         make_directory(target.parent, 0o755)
@@ -174,7 +190,7 @@ class FileObjects:
         try:
             self._blob(digest, "hidden").rename(self._blob(digest))
         except FileNotFoundError:
-            return False
+            return self.size(digest) is not None
         sync_directory(self._blob(digest).parent)
         return True
 
@@ -223,13 +239,15 @@ class FileObjects:
             while data := file.read(_PIECE):
                 yield data
 
-    def publish(self, upload: str, digest: Digest) -> None:
+    def publish(self, upload: str, digest: Digest, size: int) -> None:
         source, target = self._uploads / upload / "data", self._blob(digest)
         if self.size(digest) is not None:
             return
         make_directory(target.parent, 0o755)
         file = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if os.fstat(file).st_size != size:
+                raise Busy
             os.fchmod(file, 0o644)
             os.fsync(file)
         finally:

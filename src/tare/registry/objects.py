@@ -14,7 +14,8 @@ an event loop. Trouble of the place itself is an ``OSError`` (``ENOSPC``) or ``U
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, Protocol
 
 from tare.oci.digest import Digest
 
@@ -24,7 +25,7 @@ class Unavailable(Exception):
 
 
 class Busy(Exception):
-    """Somebody else is writing to the upload."""
+    """Somebody else is writing to the upload, or it has become a blob."""
 
 
 class UploadWriter(Protocol):
@@ -77,13 +78,16 @@ class Objects(Protocol):
     def put_blob(self, digest: Digest, data: bytes) -> None:
         """A small one, already verified. Nothing happens when it is there."""
 
+    def collecting(self) -> AbstractContextManager[Any]:
+        """Held by a collection while it hides and destroys."""
+
     def hide(self, digest: Digest) -> None: ...
 
     def unhide(self, digest: Digest) -> bool:
-        """Whether the blob is there now because of this."""
+        """Bring it back if it is hidden; whether the blob is there now."""
 
     def destroy(self, digest: Digest) -> int:
-        """Remove a hidden blob for good; returns its size. Nothing happens (0) when somebody brought it back meanwhile."""
+        """Remove a blob that this collection has hidden; returns its size. Nothing happens (0) when somebody brought it back meanwhile."""
 
     def blobs(self) -> Iterator[Digest]:
         """All that are not hidden."""
@@ -101,12 +105,14 @@ class Objects(Protocol):
         """``Busy`` when two are writing at the same time."""
 
     def upload_writer(self, upload: str) -> UploadWriter:
-        """``Busy`` while another writer is open."""
+        """``Busy`` while another writer is open; ``FileNotFoundError``. Of an upload that became a blob only the bytes that are there can
+        be used: ``write`` raises ``Busy``."""
 
     def read_upload(self, upload: str) -> Iterator[bytes]: ...
 
-    def publish(self, upload: str, digest: Digest) -> None:
-        """Make the upload's bytes the blob unless that is there. The upload stays until ``drop``, and publishing again is possible."""
+    def publish(self, upload: str, digest: Digest, size: int) -> None:
+        """Make the upload's bytes, ``size`` of them, the blob unless that is there; the caller has the writer. The upload stays until
+        ``drop``, and publishing again is possible. ``Busy`` when somebody else has written nevertheless."""
 
     def drop(self, upload: str) -> None:
         """Forget the upload; bytes that became a blob stay. Idempotent."""

@@ -126,15 +126,11 @@ class Storage:
 
     def _blob_size(self, digest: Digest) -> int | None:
         """Also of a blob that a collection, perhaps a killed one, has just hidden."""
-        found = self.objects.size(digest)
         for _ in range(_TRIES):
-            if found is not None:
-                break
-            unhidden = self.objects.unhide(digest)
-            found = self.objects.size(digest)  # also if not by us: somebody else may have been faster
-            if not unhidden:
-                break
-        return found
+            found = self.objects.size(digest)
+            if found is not None or not self.objects.unhide(digest):
+                return found
+        return self.objects.size(digest)
 
     def file(self, digest: Digest) -> BinaryIO | None:
         """The blob as a file, where there is one. ``BLOB_UNKNOWN``."""
@@ -234,7 +230,7 @@ class Storage:
                 return
         except ValueError:
             pass
-        raise RegistryError("BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry", {"upload": upload})
+        raise _no_upload(upload)
 
     def offset(self, name: str, upload: str) -> int:
         """How many bytes an upload has. ``BLOB_UPLOAD_UNKNOWN``."""
@@ -257,8 +253,21 @@ class Storage:
     def finish_upload(self, name: str, upload: str, digest: Digest) -> None:
         """Verify, make durable, link. ``DIGEST_INVALID`` leaves the upload as it is."""
         self._check_upload(name, upload)
+        writer = _unless_busy(self.objects.upload_writer, upload)  # nobody writes between the verification and the end
+        try:
+            size = writer.offset
+            self._verify(upload, digest, size)
+            with self._publishing[hash(digest) % len(self._publishing)]:
+                self.objects.publish(upload, digest, size)
+            if not self._hold(name, digest, lambda: self.objects.publish(upload, digest, size)):
+                raise Unavailable("the blob was removed while it was pushed")
+            self._forget(upload)
+        finally:
+            writer.close()
+
+    def _verify(self, upload: str, digest: Digest, size: int) -> None:
         checkpoint = self._checkpoints.get(upload)
-        if checkpoint and checkpoint.algorithm == digest.algorithm and checkpoint.offset == self.objects.upload_size(upload):
+        if checkpoint and checkpoint.algorithm == digest.algorithm and checkpoint.offset == size:
             hasher = checkpoint.hasher
         else:
             hasher = digest.hasher()
@@ -266,11 +275,6 @@ class Storage:
                 hasher.update(data)
         if not digest.matches(hasher):
             raise RegistryError("DIGEST_INVALID", "provided digest did not match uploaded content", {"digest": digest})
-        with self._publishing[hash(digest) % len(self._publishing)]:
-            self.objects.publish(upload, digest)
-        if not self._hold(name, digest, lambda: self.objects.publish(upload, digest)):
-            raise Unavailable("the blob was removed while it was pushed")
-        self._forget(upload)
 
     def cancel_upload(self, name: str, upload: str) -> None:
         """``BLOB_UPLOAD_UNKNOWN``."""
@@ -443,7 +447,18 @@ def _unless_busy(function: Callable[[str], T], upload: str) -> T:
     try:
         return function(upload)
     except Busy:
-        raise RegistryError("BLOB_UPLOAD_INVALID", "another request is writing to this upload", status=409) from None
+        raise busy() from None
+    except FileNotFoundError:  # ended or cancelled this moment
+        raise _no_upload(upload) from None
+
+
+def busy() -> RegistryError:
+    """For an upload that somebody else is writing to, or has completed."""
+    return RegistryError("BLOB_UPLOAD_INVALID", "another request is writing to this upload, or has completed it", status=409)
+
+
+def _no_upload(upload: str) -> RegistryError:
+    return RegistryError("BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry", {"upload": upload})
 
 
 def _link(name: str, kind: str, digest: Digest) -> str:

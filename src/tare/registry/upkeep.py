@@ -51,68 +51,83 @@ def named_by(document: dict[str, Any]) -> list[Digest]:
 
 def collect(storage: Storage, grace: float = GRACE) -> tuple[int, int]:
     """Remove blobs that no manifest names (linked ``grace`` seconds ago or earlier) and uploads given up. Returns (blobs, bytes)."""
-    objects = storage.objects
-    now = time.time()
-    hidden = list(objects.hidden())
-    for name in storage.repositories():
-        _unlink_unused(storage, name, now - grace)
-    held = _held(storage)
-    for digest in objects.blobs():
-        if digest not in held:
-            objects.hide(digest)
-            hidden.append(digest)
-    blobs = size = 0
-    if hidden:
-        held = _held(storage)
-    for digest in hidden:
-        if digest in held:
-            objects.unhide(digest)
-            continue
-        removed = objects.destroy(digest)
-        blobs, size = blobs + 1, size + removed
-    for upload, changed in list(objects.uploads()):
-        if now - changed > UPLOAD_SECONDS:
-            objects.drop(upload)
-    objects.tidy(now - max(grace, _WRITING_SECONDS))
-    for name in storage.repositories():
-        storage.write_layout(name)
-    return blobs, size
+    with storage.objects.collecting():
+        return _Collection(storage).run(grace)
 
 
-def _held(storage: Storage) -> set[Digest]:
-    return {digest for name in storage.repositories() for digest in (*storage.blobs(name), *storage.manifests(name))}
+class _Collection:
+    """One run; remembers what manifests name."""
 
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._names: dict[Digest, list[Digest]] = {}
 
-def _used(storage: Storage, name: str) -> set[Digest] | None:
-    """None: a manifest that the repository has cannot be read, and nobody knows what it names."""
-    used: set[Digest] = set()
-    for digest in storage.manifests(name):
-        try:
-            used.update(named_by(json.loads(storage.document(digest))))
-        except (RegistryError, ValueError):
-            if storage.has_manifest(name, digest):
-                log.error("manifest %s of %s cannot be read: nothing of this repository is collected", digest, name)
-                return None
-    return used
+    def run(self, grace: float) -> tuple[int, int]:
+        storage, objects, now = self._storage, self._storage.objects, time.time()
+        left = list(objects.hidden())
+        for name in storage.repositories():
+            self._unlink_unused(name, now - grace)
+        held = self._held()
+        hidden = []
+        for digest in (*left, *objects.blobs()):
+            if digest not in held:
+                objects.hide(digest)
+                hidden.append(digest)
+        held = self._held() if hidden else held
+        blobs = size = 0
+        for digest in dict.fromkeys((*left, *hidden)):
+            if digest in held:
+                objects.unhide(digest)
+                continue
+            removed = objects.destroy(digest)
+            blobs, size = blobs + 1, size + removed
+        for upload, changed in list(objects.uploads()):
+            if now - changed > UPLOAD_SECONDS:
+                objects.drop(upload)
+        objects.tidy(now - max(grace, _WRITING_SECONDS))
+        for name in storage.repositories():
+            storage.write_layout(name)
+        return blobs, size
 
+    def _held(self) -> set[Digest]:
+        """By links, and by manifests: another collection may have a link in hand."""
+        held: set[Digest] = set()
+        for name in self._storage.repositories():
+            held.update(self._storage.blobs(name), self._storage.manifests(name), self._used(name) or ())
+        return held
 
-def _unlink_unused(storage: Storage, name: str, before: float) -> None:
-    used, linked = _used(storage, name), storage.blobs(name)
-    if used is None:
-        return
-    for digest in used.difference(linked, storage.manifests(name)):  # a killed collection took the link away
-        if storage.objects.size(digest) is not None or digest in storage.objects.hidden():
+    def _used(self, name: str) -> set[Digest] | None:
+        """None: a manifest that the repository has cannot be read, and nobody knows what it names."""
+        used: set[Digest] = set()
+        for digest in self._storage.manifests(name):
+            try:
+                if digest not in self._names:
+                    self._names[digest] = named_by(json.loads(self._storage.document(digest)))
+            except (RegistryError, ValueError):
+                if self._storage.has_manifest(name, digest):
+                    log.error("manifest %s of %s cannot be read: nothing of this repository is collected", digest, name)
+                    return None
+                continue
+            used.update(self._names[digest])
+        return used
+
+    def _unlink_unused(self, name: str, before: float) -> None:
+        storage = self._storage
+        used, linked = self._used(name), storage.blobs(name)
+        if used is None:
+            return
+        for digest in used.difference(linked, storage.manifests(name)):  # a killed collection took the link away
             _try_link(storage, name, digest)
-    gone = [digest for digest in linked if digest not in used and storage.link_time(name, digest) <= before]
-    for digest in gone:
-        try:
-            storage.delete_blob(name, digest)
-        except RegistryError:
-            continue
-    if gone:
-        used = _used(storage, name)
-        for digest in gone if used is None else used.intersection(gone):
-            _try_link(storage, name, digest)
+        gone = [digest for digest in linked if digest not in used and storage.link_time(name, digest) <= before]
+        for digest in gone:
+            try:
+                storage.delete_blob(name, digest)
+            except RegistryError:
+                continue
+        if gone:
+            used = self._used(name)
+            for digest in gone if used is None else used.intersection(gone):
+                _try_link(storage, name, digest)
 
 
 def _try_link(storage: Storage, name: str, digest: Digest) -> None:
