@@ -8,9 +8,11 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+F = TypeVar("F", bound=Callable[..., object])
 OCI = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 
@@ -86,3 +88,9 @@ def content(response: http.client.HTTPResponse) -> bytes:
 
 def code(response: http.client.HTTPResponse) -> str:
     return str(json.loads(content(response))["errors"][0]["code"])
+
+
+def says(*sentences: str) -> Callable[[F], F]:
+    """The test shows that these sentences of docs/distribution-spec.md hold."""
+    assert sentences
+    return lambda test: test

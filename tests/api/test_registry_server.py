@@ -48,7 +48,7 @@ def test_chunked_upload(registry: Registry) -> None:
     place = registry.call("POST", "/v2/up/chunked/blobs/uploads/").headers["Location"]
     assert registry.call("PATCH", place, b"12345", {"Content-Range": "0-4"}).status == 202
     early = registry.call("PATCH", place, b"xx", {"Content-Range": "7-8"})
-    assert (early.status, code(early), early.headers["Range"]) == (416, "RANGE_INVALID", "0-4")
+    assert (early.status, code(early), early.headers["Range"]) == (416, "BLOB_UPLOAD_INVALID", "0-4")
     assert registry.call("PATCH", place, b"xx", {"Content-Range": "5-8"}).status == 400
     state = registry.call("GET", place)
     assert (state.status, state.headers["Range"]) == (204, "0-4")
@@ -183,7 +183,7 @@ def test_referrers(registry: Registry) -> None:
         ("GET", "/v2/_x/tags/list", b"", 400, "NAME_INVALID"),
         ("GET", "/v2/none/tags/list", b"", 404, "NAME_UNKNOWN"),
         ("GET", "/v2/none/manifests/x", b"", 404, "NAME_UNKNOWN"),
-        ("GET", "/v2/a/manifests/-bad", b"", 400, "TAG_INVALID"),
+        ("GET", "/v2/a/manifests/-bad", b"", 404, "MANIFEST_UNKNOWN"),
         ("GET", "/v2/a/manifests/sha256:short", b"", 400, "DIGEST_INVALID"),
         ("GET", "/v2/a/blobs/sha256:zz", b"", 400, "DIGEST_INVALID"),
         ("GET", "/v2/a/blobs/md5:d41d8cd98f00b204e9800998ecf8427e", b"", 400, "DIGEST_INVALID"),

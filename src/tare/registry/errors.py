@@ -1,4 +1,5 @@
-"""The error codes of the OCI distribution specification, with their statuses."""
+"""The error codes of the OCI distribution specification, with their statuses; TAG_INVALID is of Docker's times and allowed, UNAVAILABLE is
+no client's fault and so outside the specification's table."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ STATUS = {
     "MANIFEST_UNKNOWN": 404,
     "NAME_INVALID": 400,
     "NAME_UNKNOWN": 404,
-    "RANGE_INVALID": 416,
     "SIZE_INVALID": 400,
     "TAG_INVALID": 400,
     "UNAUTHORIZED": 401,

@@ -74,7 +74,7 @@ class Blobs:
         headers.append(("Cache-Control", "max-age=31536000"))
         if f'"{digest}"' in request.headers.get("if-none-match", ""):
             return Response(304, headers=headers)
-        start, end = wanted_range(request, size)
+        start, end = wanted_range(request, digest, size)
         status = 200
         if (start, end) != (0, size):
             status = 206
@@ -209,26 +209,31 @@ class Blobs:
         """Append the body; returns the upload's offset. What came of a body that broke off stays: its client may go on from there."""
         appender = await self.ask(self._storage.append, name, upload, algorithm)
         try:
-            self._check_chunk(request, name, upload, appender)
+            end = self._check_chunk(request, name, upload, appender)
             await request.receive(appender.write, self._transfers)
+            if end is not None and appender.offset != end:
+                raise RegistryError("SIZE_INVALID", f"the chunk was to end at {end - 1}, the upload has {appender.offset} bytes now")
         finally:
             await self.ask(appender.close)
         return appender.offset
 
-    def _check_chunk(self, request: Request, name: str, upload: str, appender: Appender) -> None:
+    def _check_chunk(self, request: Request, name: str, upload: str, appender: Appender) -> int | None:
+        """The offset that the upload is to have afterwards, if the request says."""
         given = request.headers.get("content-range", "")
         if not given:
-            return
+            return None
         offset = appender.offset
         headers = tuple(self._place(name, upload, offset))
         match = _CONTENT_RANGE.fullmatch(given)
         if match is None or int(match[2]) < int(match[1]):
-            raise RegistryError("RANGE_INVALID", f"malformed Content-Range {given[:100]!r}", headers=headers)
+            raise RegistryError("BLOB_UPLOAD_INVALID", f"malformed Content-Range {given[:100]!r}", status=416, headers=headers)
         if int(match[1]) != offset:
-            raise RegistryError("RANGE_INVALID", f"the upload has {offset} bytes, the chunk begins at {match[1]}", headers=headers)
+            why = f"the upload has {offset} bytes, the chunk begins at {match[1]}"
+            raise RegistryError("BLOB_UPLOAD_INVALID", why, status=416, headers=headers)
         length = request.head.content_length
         if length is not None and length != int(match[2]) - int(match[1]) + 1:
             raise RegistryError("SIZE_INVALID", "Content-Range and Content-Length differ")
+        return int(match[2]) + 1
 
     def _place(self, name: str, upload: str, offset: int) -> list[tuple[str, str]]:
         return [
@@ -251,16 +256,19 @@ def created(location: str, digest: Digest, *more: tuple[str, str]) -> Response:
     return Response(201, headers=(*VERSION, ("Location", location), ("Docker-Content-Digest", digest), *more))
 
 
-def wanted_range(request: Request, size: int) -> tuple[int, int]:
+def wanted_range(request: Request, digest: Digest, size: int) -> tuple[int, int]:
     """The first byte, and the one behind the last, that a request asks for (RFC 9110 §14; several ranges are answered as none)."""
     text = request.headers.get("range", "")
     match = _RANGE.fullmatch(text.replace(" ", ""))
-    if match is None or not (match[1] or match[2]):
+    if match is None or not (match[1] or match[2]) or request.method != "GET":
+        return 0, size
+    if request.headers.get("if-range", f'"{digest}"') != f'"{digest}"':
         return 0, size
     if match[1]:
         start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
     else:
         start, end = max(0, size - int(match[2])), size
     if start >= size or end <= start:
-        raise RegistryError("RANGE_INVALID", f"the blob has {size} bytes", headers=(("Content-Range", f"bytes */{size}"),))
+        headers = (("Content-Range", f"bytes */{size}"),)
+        raise RegistryError("SIZE_INVALID", f"the blob has {size} bytes", status=416, headers=headers)
     return start, end

@@ -29,9 +29,9 @@ from tare.errors import InvalidArgument
 from tare.http.message import Request, RequestError, Response
 from tare.oci.digest import Digest
 from tare.registry.errors import RegistryError
-from tare.registry.objects import Unavailable
+from tare.registry.objects import Busy, Unavailable
 from tare.registry.quotas import Quotas
-from tare.registry.storage import Storage
+from tare.registry.storage import Storage, busy
 
 if TYPE_CHECKING:
     from tare.api.registry.measures import Health
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tare.registry")
 
 PAGE = 1000
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _ROUTES = (
     (re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)"), "manifest"),
     (re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?"), "uploads"),
@@ -134,6 +135,8 @@ class RegistryFace:
         except RequestError as error:
             code = exchange.error = "SIZE_INVALID" if error.status == 413 else "BLOB_UPLOAD_INVALID"
             response = Response(error.status, RegistryError(code, str(error)).body(), headers=VERSION)
+        except Busy:
+            response = Response(busy().status, busy().body(), headers=VERSION)
         except (Unavailable, FileNotFoundError) as error:
             response = self._later(exchange, 503, str(error))
         except OSError as error:
@@ -208,7 +211,7 @@ class RegistryFace:
     # Manifests
 
     async def _manifest_get(self, request: Request, part: dict[str, str]) -> Response | None:
-        self._check_reference(part["reference"])
+        self._check_reference(part)
         found = await self._ask(self.storage.manifest, part["name"], part["reference"])
         headers = (*VERSION, ("Docker-Content-Digest", found.digest), ("ETag", f'"{found.digest}"'))
         if f'"{found.digest}"' in request.headers.get("if-none-match", ""):
@@ -217,7 +220,8 @@ class RegistryFace:
 
     async def _manifest_put(self, request: Request, part: dict[str, str]) -> Response | None:
         name, reference = part["name"], part["reference"]
-        self._check_reference(reference)
+        if ":" not in reference and not TAG.fullmatch(reference):
+            raise RegistryError("TAG_INVALID", "invalid tag", {"tag": reference[:200]})
         data = await request.read(manifests.MANIFEST_LIMIT)
         checked = manifests.check(data, reference, request.headers.get("content-type", ""))
         await self._run(self._put, name, data, checked, "" if ":" in reference else reference)
@@ -227,7 +231,7 @@ class RegistryFace:
     def _put(self, name: str, data: bytes, checked: manifests.Checked, tag: str) -> None:
         self._quotas.check(name, len(data), checked.digest)
         missing = [digest for digest in checked.blobs if not self.storage.has_blob(name, digest)]
-        missing += [digest for digest in checked.manifests if not self.storage.has_manifest(name, digest)]
+        missing += [digest for digest in checked.manifests if not self.storage.has_blob(name, digest)]
         if missing:
             raise RegistryError("MANIFEST_BLOB_UNKNOWN", "manifest references what this repository does not have", {"digests": missing})
         self.storage.put_manifest(name, data, checked.digest, checked.media_type, checked.subject, tag, checked.blobs)
@@ -236,7 +240,7 @@ class RegistryFace:
     async def _manifest_delete(self, request: Request, part: dict[str, str]) -> Response | None:
         self._blobs.deletable()
         reference = part["reference"]
-        self._check_reference(reference)
+        self._check_reference(part)
         if ":" in reference:
             await self._run(self.storage.delete_manifest, part["name"], Digest.parse(reference))
         else:
@@ -244,12 +248,13 @@ class RegistryFace:
         self._quotas.changed(part["name"])
         return Response(202, headers=VERSION)
 
-    @staticmethod
-    def _check_reference(reference: str) -> None:
+    def _check_reference(self, part: dict[str, str]) -> None:
+        """What cannot be a tag is none that the repository has."""
+        reference = part["reference"]
         if ":" in reference:
             Digest.parse(reference)
         elif not TAG.fullmatch(reference):
-            raise RegistryError("TAG_INVALID", "invalid tag", {"tag": reference[:200]})
+            raise RegistryError("MANIFEST_UNKNOWN", "manifest unknown: this cannot be a tag", {"tag": reference[:200]})
 
     # Lists
 
@@ -265,20 +270,40 @@ class RegistryFace:
         if wanted:
             found = [descriptor for descriptor in found if descriptor.get("artifactType") == wanted]
             headers.append(("OCI-Filters-Applied", "artifactType"))
-        document = {"schemaVersion": 2, "mediaType": manifests.OCI_INDEX, "manifests": found}
+        last = request.query.get("last", "")
+        page, more = _fitting([descriptor for descriptor in found if str(descriptor["digest"]) > last])
+        if more:
+            query = urlencode({"last": page[-1]["digest"]} | ({"artifactType": wanted} if wanted else {}))
+            headers.append(("Link", f'<{quote(request.path)}?{query}>; rel="next"'))
+        document = {"schemaVersion": 2, "mediaType": manifests.OCI_INDEX, "manifests": page}
         return Response(200, json.dumps(document, separators=(",", ":")).encode(), manifests.OCI_INDEX, headers)
 
     def _listing(self, request: Request, key: str, names: list[str], more: dict[str, Any]) -> Response:
         """One page of a sorted list: at most ``n`` names behind ``last``."""
         text = request.query.get("n", "")
-        if text and not text.isdecimal():
-            raise RegistryError("BLOB_UPLOAD_INVALID", f"n is no number: {text}")
+        if text and not _NUMBER.fullmatch(text):
+            raise RegistryError("UNSUPPORTED", f"n is no number: {text[:100]}", status=400)
         count = min(int(text), PAGE) if text else PAGE if key == "repositories" else len(names)
         last = request.query.get("last", "")
-        rest = [name for name in names if name > last] if last else names
+        rest = sorted((name for name in names if _lexical(name) > _lexical(last)) if last else names, key=_lexical)
         page = rest[:count]
         headers = list(VERSION)
         if len(rest) > len(page) and page:
             query = urlencode({"n": count, "last": page[-1]})
             headers.append(("Link", f'<{quote(request.path)}?{query}>; rel="next"'))
         return Response(200, json.dumps({**more, key: page}, separators=(",", ":")).encode(), headers=headers)
+
+
+def _lexical(name: str) -> tuple[str, str]:
+    """The specification's order: case counts only between names that are the same otherwise."""
+    return name.lower(), name
+
+
+def _fitting(descriptors: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+    """As many as one index can hold (a manifest's limit), and whether there are more."""
+    size = 0
+    for place, descriptor in enumerate(descriptors):
+        size += len(json.dumps(descriptor)) + 1
+        if place and size > manifests.MANIFEST_LIMIT - 1024:
+            return descriptors[:place], True
+    return descriptors, False

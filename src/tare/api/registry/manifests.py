@@ -52,6 +52,10 @@ def check(data: bytes, reference: str, content_type: str) -> Checked:
         raise _invalid(f"mediaType is {declared!r}, the request says {media_type!r}")
     if document.get("schemaVersion", 2) != 2:
         raise _invalid(f"schemaVersion {document.get('schemaVersion')!r} is not supported")
+    if document.get("manifests") is not None and any(document.get(name) is not None for name in ("config", "layers", "blobs")):
+        raise _invalid("it is a manifest and an index at once")  # two readers would see two images (CVE-2021-41190)
+    if document.get("layers" if media_type in INDEXES else "manifests") is not None:
+        raise _invalid(f"its content is not of the type {media_type}")
     blobs: list[Digest] = []
     manifests: list[Digest] = []
     if media_type in INDEXES:
@@ -86,7 +90,7 @@ def _subject(document: dict[str, Any], digest: Digest, media_type: str, size: in
     subject = document.get("subject")
     if subject is None:
         return None
-    config = document.get("config")
+    config = document.get("config") if media_type not in INDEXES else None
     artifact = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
     descriptor: dict[str, Any] = {"mediaType": media_type, "digest": digest, "size": size}
     if artifact:
