@@ -7,12 +7,15 @@ One directory for each case:
     NAME/case.json        optional: flags, peers that cannot build it and why, what a checkout cannot keep (modes, links, archives)
     NAME/expected.txt     the reviewed result: tree (what differs from the base), config, history
 
-A description is text that does not depend on time, machine or engine, so that engines can be compared line by line.
+A description is text that does not depend on time, machine or engine, so that engines can be compared line by line. What peers make of a
+case, where that is not what is expected, lies in ``tests/data/dockerfile_peers.json`` with the reason: ``python tests/builder_peers.py``
+writes the lines anew.
 """
 
 from __future__ import annotations
 
 import bz2
+import difflib
 import gzip
 import hashlib
 import io
@@ -67,6 +70,10 @@ class Case:
     @property
     def directory(self) -> Path:
         return DIRECTORY / self.name
+
+    @property
+    def expected(self) -> Path:
+        return self.directory / "expected.txt"
 
     def prepare(self, root: Path) -> Path:
         """A context of its own below ``root``."""
@@ -161,6 +168,45 @@ class Result:
         config = [f"{name} {value}" for name, value in sorted(self.config.items())]
         sections = (("tree", tree), ("config", config), ("history", self.history[len(base.history) :]))
         return "".join(f"-- {name}\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections)
+
+
+_KEYWORD = re.compile(r"#\(nop\)\s+([A-Z]+)|([A-Z]+) ")
+_NOT_THE_IMAGES = re.compile(r"/etc/(hostname|hosts|resolv\.conf) f 0755 0:0 now \"\"|/run d 0755 0:0|Entrypoint \[\]")
+
+
+def compared(text: str, peer: str) -> list[str]:
+    """The lines of a description that can be compared with the peer's.
+
+    Only the classic builder words its history as we do: of the others' lines the keyword is left. Buildah signs its images, writes an
+    empty entry point, and leaves the mount points of its own isolation in the tree.
+    """
+    lines = text.splitlines()
+    if peer == "classic":
+        return lines
+    at = lines.index("-- history")
+    history = []
+    for line in lines[at + 1 :]:
+        kind, _, rest = line.partition(": ")
+        match = _KEYWORD.search(rest) if "#(nop)" in rest else _KEYWORD.match(rest)
+        history.append(f"{kind}: {(match[1] or match[2]) if match else 'RUN'}")
+    described = [*lines[:at], "-- history", *history]
+    if peer != "buildah":
+        return described
+    return [_unsigned(line) for line in described if not _NOT_THE_IMAGES.fullmatch(line) and _unsigned(line) != "Labels {}"]
+
+
+def _unsigned(line: str) -> str:
+    if not line.startswith("Labels "):
+        return line
+    labels = json.loads(line.removeprefix("Labels "))
+    labels.pop("io.buildah.version", None)
+    return f"Labels {json.dumps(labels, sort_keys=True, ensure_ascii=False)}"
+
+
+def differences(expected: str, text: str, peer: str) -> list[str]:
+    """Lines that only one of both has: ``- ours`` and ``+ theirs``."""
+    found = difflib.unified_diff(compared(expected, peer), compared(text, peer), lineterm="", n=0)
+    return [line for line in found if not line.startswith(("---", "+++", "@@"))]
 
 
 def read(path: Path) -> Result:

@@ -38,7 +38,7 @@ ONBUILD RUN make install
 SHELL ["/bin/bash", "-c"]
 STOPSIGNAL SIGINT
 FROM base
-ADD --checksum=sha256:abc https://example.com/x.tar.gz ["not json"] /
+ADD --checksum=sha256:abc https://example.com/x.tar.gz /
 COPY ["with space", "/y dir/"]
 CMD ["sh", "-c", "x"]
 ENTRYPOINT exec top -b
@@ -167,6 +167,11 @@ def test_one(text: str, field: str, value: object) -> None:
         ("FROM a\nCOPY --from=a --from=b x y", 2, "duplicate flag specified: --from"),
         ("FROM a\nCOPY --chown x y", 2, "missing a value on flag: --chown"),
         ("FROM a\nCMD --x y", 2, "unknown flag: --x"),
+        ("FROM a\nCOPY --link --link x y", 2, "duplicate flag specified: --link"),
+        ("FROM a\nCOPY --from=$X x y", 2, "variable expansion is not supported for --from"),
+        ("FROM a\nRUN --mount=from=$X,target=/y z", 2, "'from' doesn't support variable expansion"),
+        ("FROM a\nCOPY x <<EOF\nEOF", 2, "COPY cannot accept a heredoc as a destination"),
+        ("FROM a\nADD --checksum=sha256:0 x y z", 2, "checksum can't be specified for multiple sources"),
         ("FROM a\nRUN --mount=type=nfs,target=/x y", 2, "unsupported mount type 'nfs'"),
         ("FROM a\nRUN --mount=type=cache y", 2, "target is required"),
         ("FROM a\nRUN --mount=type=cache,tagret=/x y", 2, "unexpected key 'tagret'"),
@@ -265,6 +270,13 @@ def test_platform_arguments() -> None:
         ("FROM ${NONE}", "should not be blank"),
         ("FROM a\nCOPY --from=0 x y", "invalid stage index 0"),
         ("FROM ${A:?needed}", "A: needed"),
+        ("FROM ${A?}", "A: is not allowed to be unset"),
+        (
+            "FROM a\nCOPY --from=later x y\nFROM b AS later",
+            'cannot copy from stage "later", it needs to be defined before current stage "0"',
+        ),
+        ("FROM a AS one\nRUN --mount=from=Later,target=/x y\nFROM b AS later", 'stage "Later", it needs to be defined before .* "one"'),
+        ("FROM a AS me\nCOPY --from=ME x y", "circular dependency detected on stage: me"),
     ],
 )
 def test_stage_errors(text: str, message: str) -> None:
@@ -272,8 +284,13 @@ def test_stage_errors(text: str, message: str) -> None:
         graph(text)
 
 
-def test_a_later_stage_is_an_image() -> None:
-    assert graph("FROM a\nCOPY --from=later x y\nFROM b AS later", target="0").target.depends_on == frozenset()
+def test_the_automatic_arguments_can_be_given() -> None:
+    built = graph("ARG TARGETARCH\nFROM a-$TARGETARCH-$TARGETSTAGE AS one", build_args={"TARGETARCH": "other"})
+    assert built.target.base == "a-other-one"
+
+
+def test_a_default_is_not_looked_at_when_a_value_is_given() -> None:
+    assert graph("ARG A=${NONE:?give A}\nFROM $A", build_args={"A": "x"}).target.base == "x"
 
 
 @given(st.text(alphabet="FROMRUNCPYEVadf \\\n\"'[]<-=$#{}:,", max_size=120))

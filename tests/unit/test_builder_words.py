@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tare.builder.expand import expand, expand_words, names_used
+from tare.builder.expand import expand, expand_document, expand_words, names_used
 from tare.builder.ignore import Patterns
 from tare.errors import InvalidArgument
 
@@ -74,6 +74,23 @@ def test_required_names_the_variable() -> None:
 
 def test_other_escape() -> None:
     assert expand(r"C:\$A`$A", VALUES.get, "`") == r"C:\hello$A"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a \"$A\" '$A'\n", "a \"hello\" 'hello'\n"),
+        ("\\$A \\n \\\\ it's\n", "$A n \\ it's\n"),
+        ('${NONE:-it\'s} ${A:+"x"}', 'it\'s "x"'),
+        ("\\\n", "\n"),
+    ],
+)
+def test_documents(text: str, expected: str) -> None:
+    assert expand_document(text, VALUES.get) == expected
+
+
+def test_names_of_digits_and_letters() -> None:
+    assert expand("$10 ${ü}x", {"10": "ten", "ü": "u"}.get) == "ten ux"
 
 
 def test_words() -> None:

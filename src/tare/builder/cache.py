@@ -2,7 +2,8 @@
 
 A key is a digest over everything that can change a step's result: the state that it starts from (layers, the whole config, platform) and
 the step itself with the content that it reads. It is never a name or a time. A record says which layer came out ("" for none) and the
-time that goes into the image's history, so that an image built wholly from the cache has the id that it had before.
+time that goes into the image's history, so that an image built wholly from the cache has the id that it had before. What ADD downloads has
+records as well (``url:KEY``): which version the server called it, and what a step's key had of it, so that it need not be sent again.
 
 Records lie in the metadata (table ``builds``, ids ``step:KEY``); the layers they name are roots of the collector. A record whose layer is
 gone is no hit. Cache mounts (``RUN --mount=type=cache``) have records too (``mount:KEY``), beside a directory of their own.
@@ -20,7 +21,8 @@ import msgspec
 from tare.oci.digest import Digest
 from tare.store.metadata import Metadata
 
-_STEP, _MOUNT = "step:", "mount:"
+_STEP, _MOUNT, _URL = "step:", "mount:", "url:"
+_MOST_URLS = 1000
 _TOUCH_SECONDS = 60.0
 
 
@@ -39,6 +41,15 @@ class CacheRecord(msgspec.Struct, omit_defaults=True):
     """What the step adds to its history line (digests of copied files)."""
 
 
+class Download(msgspec.Struct, omit_defaults=True):
+    """A file that ADD has downloaded: its version in the server's words, its digest, and its part in the keys of steps."""
+
+    etag: str
+    modified: str
+    digest: str
+    identity: list[Any]
+
+
 def key_of(*parts: Any) -> str:
     """A key over plain values: their JSON, which tells every one of them apart."""
     return hashlib.sha256(msgspec.json.encode(parts), usedforsecurity=False).hexdigest()
@@ -52,11 +63,14 @@ class Cache:
         self._metadata = metadata
         self._steps: dict[str, CacheRecord] = {}
         self._mounts: dict[str, CacheRecord] = {}
+        self._urls: dict[str, Download] = {}
         decoder = msgspec.json.Decoder(CacheRecord)
         for id, _, document in self._records.all():
             for prefix, table in ((_STEP, self._steps), (_MOUNT, self._mounts)):
                 if id.startswith(prefix):
                     table[id.removeprefix(prefix)] = decoder.decode(document)
+            if id.startswith(_URL):
+                self._urls[id.removeprefix(_URL)] = msgspec.json.decode(document, type=Download)
 
     def find(self, keys: Sequence[str]) -> CacheRecord | None:
         """The record of the first of ``keys`` that has one."""
@@ -84,6 +98,20 @@ class Cache:
             for key in keys:
                 self._steps[key] = record
                 self._records.put(_STEP + key, None, msgspec.json.encode(record))
+
+    def downloaded(self, key: str) -> Download | None:
+        """What is known of a download."""
+        return self._urls.get(key)
+
+    def put_download(self, key: str, download: Download) -> None:
+        """Remember a download; the ones remembered first are forgotten when there are many."""
+        self._urls.pop(key, None)
+        self._urls[key] = download
+        self._records.put(_URL + key, None, msgspec.json.encode(download))
+        while len(self._urls) > _MOST_URLS:
+            oldest = next(iter(self._urls))
+            del self._urls[oldest]
+            self._records.delete(_URL + oldest)
 
     def mount_used(self, key: str, description: str) -> None:
         """A cache mount was used."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tare.builder.chmod import Mode
@@ -43,10 +43,17 @@ class Item:
     keep_owner: bool = False
     archive: bool = False
     """What ADD unpacks: as with docker neither ``--chown`` nor ``--chmod`` reach into it."""
+    above: tuple[Found | None, ...] = ()
+    """With ``--parents``: the source's directories of ``name``, as far as they are directories."""
 
     def fingerprint(self) -> str:
         """``file:HEX`` or ``dir:HEX``."""
         return f"{'dir' if self.spread and not self.archive else 'file'}:{fingerprint(self.tree, self.found, owners=self.keep_owner)}"
+
+    def identity(self) -> tuple[object, ...]:
+        """All that the cache must know of it."""
+        above = [(each.mode, self.keep_owner and (each.uid, each.gid)) for each in self.above if each is not None]
+        return self.fingerprint(), self.name.hex(), self.keep_owner, above
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +77,24 @@ class Placement:
 def gather(
     tree: FileTree, sources: Sequence[str], *, keep_owner: bool, parents: bool = False, what: str = "COPY", own: bool = True
 ) -> list[Item]:
-    """What the sources mean. ``own``: the tree is the build's context. ``NotFound`` and ``InvalidArgument`` with dockerd's texts."""
+    """What the sources mean; a pattern that nothing matches means nothing.
+
+    ``own``: the tree is the build's context. ``NotFound`` and ``InvalidArgument`` with dockerd's texts.
+    """
     items = []
     for source in sources:
         pattern = _inside(source, what)
-        for path in glob(tree, pattern.replace(_PIVOT, b"/") if parents else pattern):
+        for path in glob(tree, pattern.replace(_PIVOT, b"/") if parents else pattern, deep=parents):
             found = tree.find(path)
             if found is None:
                 shown = os.fsdecode(path)
                 where = "file not found in build context or excluded by .dockerignore: " if own else ""
                 raise NotFound(f"{what} failed: {where}stat {shown}: file does not exist")
-            name = _below_pivot(pattern, path) if parents else posixpath.basename(path)
-            items.append(Item(tree, found, name, found.is_directory, keep_owner))
-    if not items:
-        raise NotFound(f"{what} failed: no source files were specified")
+            if parents:
+                name = _below_pivot(pattern, path)
+                items.append(Item(tree, found, name, found.is_directory, keep_owner, above=_above(tree, path, name)))
+            else:
+                items.append(Item(tree, found, posixpath.basename(path), found.is_directory, keep_owner))
     return items
 
 
@@ -111,21 +122,32 @@ def _below_pivot(pattern: bytes, path: bytes) -> bytes:
     return b"/".join(clean.split(b"/")[skip:])
 
 
+def _above(tree: FileTree, path: bytes, name: bytes) -> tuple[Found | None, ...]:
+    """The directories above ``path`` that are part of ``name``, outermost first."""
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    first = len(parts) - len(name.split(b"/"))
+    found = [tree.find(b"/".join(parts[: depth + 1])) for depth in range(first, len(parts) - 1)]
+    return tuple(each if each is not None and each.is_directory else None for each in found)
+
+
 def layer(root: FileTree, items: Iterable[Item], placement: Placement) -> Iterator[bytes]:
     """The tar of a layer that adds the items to the image whose root is ``root``. Blocks, as it reads files."""
     return batched(_Layer(root, placement).items(items))
 
 
 def directory(
-    root: FileTree, path: str, now_ns: int, latest_ns: int | None = None, owner: tuple[int, int] | None = None
+    root: FileTree, path: str, now_ns: int, latest_ns: int | None, owner: Callable[[], tuple[int, int] | None]
 ) -> Iterator[bytes] | None:
-    """The tar of a layer that makes a directory and its missing parents (WORKDIR); None when it is there already."""
+    """The tar of a layer that makes a directory and its missing parents (WORKDIR); None when it is there already.
+
+    ``owner`` is asked when something is made.
+    """
     way = root.walk(os.fsencode(path))
     if not way.missing:
         if not way.trail[-1].is_directory:
             raise InvalidArgument(f"Cannot mkdir: {path} is not a directory")
         return None
-    target = _Layer(root, Placement(b"/", owner=owner, now_ns=now_ns, latest_ns=latest_ns))
+    target = _Layer(root, Placement(b"/", owner=owner(), now_ns=now_ns, latest_ns=latest_ns))
     return batched(target.directories((*way.parts, *way.missing)))
 
 
@@ -141,7 +163,8 @@ class _Layer:
     def items(self, items: Iterable[Item]) -> Iterator[bytes]:
         for item in items:
             exclude = self.placement.exclude
-            if exclude is not None and not item.spread and exclude.excluded(os.fsdecode(posixpath.basename(item.name))):
+            shown = item.name if self.placement.parents else posixpath.basename(item.name)
+            if exclude is not None and not item.spread and exclude.excluded(os.fsdecode(shown)):
                 continue
             self.links.clear()  # files that only several sources together have twice are copied twice
             yield from self._spread(item) if item.spread else self._file(item)
@@ -154,15 +177,27 @@ class _Layer:
         if existing is not None and not existing.is_directory:
             raise InvalidArgument(f"cannot copy to non-directory: {os.fsdecode(target)}")
         if existing is None and parts and self.placement.parents:
-            yield from self.directories(parts[:-1])
+            yield from self._parents(item, parts)
             if parts not in self.made:
                 self.made.add(parts)
                 yield self._header(item, item.found, parts)
         yield from self.directories(parts)
         yield from self._content(item, parts)
 
+    def _parents(self, item: Item, parts: tuple[bytes, ...]) -> Iterator[bytes]:
+        """The directories above a target; with ``--parents`` those that are missing are made like the source's."""
+        first = len(parts) - 1 - len(item.above)
+        for depth, source in enumerate(item.above, first + 1):
+            yield from self.directories(parts[: depth - 1])
+            path = parts[:depth]
+            if source is not None and path not in self.made and self.root.walk(b"/".join(path), follow=False).end is None:
+                self.made.add(path)
+                yield self._header(item, source, path)
+        yield from self.directories(parts[:-1])
+
     def _content(self, item: Item, parts: tuple[bytes, ...]) -> Iterator[bytes]:
-        stack = [(parts, b"", item.tree.children(item.found))]
+        prefix = item.name + b"/" if self.placement.parents and item.name else b""
+        stack = [(parts, prefix, item.tree.children(item.found))]
         while stack:
             above, below, children = stack[-1]
             for name, found in children:
@@ -194,7 +229,7 @@ class _Layer:
             parts, existing = self._target(destination, follow=True)
         if existing is not None and existing.is_directory:
             raise InvalidArgument(f"cannot overwrite directory {os.fsdecode(b'/' + b'/'.join(parts))} with non-directory")
-        yield from self.directories(parts[:-1])
+        yield from self._parents(item, parts)
         yield from self._object(item, item.found, parts)
 
     def _target(self, path: bytes, *, follow: bool) -> tuple[tuple[bytes, ...], Found | None]:

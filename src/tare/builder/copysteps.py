@@ -5,22 +5,23 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tare.builder import configure, copying
 from tare.builder import instructions as ins
-from tare.builder.cache import key_of
+from tare.builder.cache import Download, key_of
 from tare.builder.chmod import Mode
-from tare.builder.context import is_archive, spool
+from tare.builder.context import empty, is_archive, spool
 from tare.builder.copying import Item, Placement
-from tare.builder.expand import Lookup, expand
+from tare.builder.expand import expand_document
 from tare.builder.ignore import Patterns
-from tare.builder.remotes import fetch_file, fetch_git, is_git, is_remote
+from tare.builder.remotes import Version, fetch_file, fetch_git, file_name, is_git, is_remote
 from tare.builder.trees import DirectoryTree, FileTree, TarTree
-from tare.errors import InvalidArgument
+from tare.errors import InvalidArgument, Upstream
 from tare.images.committing import store_layer
 from tare.runtime import users
 from tare.store.tar import writer
@@ -46,35 +47,42 @@ async def copy_step(stage: StageBuild, instruction: ins.Copy) -> None:
     below: tuple[Digest, ...] | None = None
     if instruction.from_:
         below = await stage.build.layers_of(words.one(instruction.from_), stage.stage, stage.voice)
+    linked = instruction.link and chown.replace(":", "", 1).isdecimal() | (not chown)
+    downloads = _Downloads(stage, instruction, sources)
     with ExitStack() as opened:
-        collected: list[Item] = []
+        collected: list[Item | Unchanged] = []
 
-        def collect() -> list[Item]:
+        def collect() -> list[Item | Unchanged]:
             tree = _source_tree(stage, below, opened)
-            items = _gather(stage, instruction, tree, sources, word, opened, own=below is None)
-            if len(items) > 1 and not destination.endswith("/"):
+            items = _gather(stage, instruction, tree, sources, word, opened, downloads, own=below is None)
+            several = len(sources) + len(instruction.heredocs) if instruction.parents else len(items)
+            if several > 1 and not destination.endswith("/"):
                 raise InvalidArgument(
                     f"When using {word} with more than one source file, the destination must be a directory and end with a /"
                 )
             return items
 
-        def digests() -> list[tuple[str, str, bool]]:
-            return [(item.fingerprint(), item.name.hex(), item.keep_owner) for item in collected]
+        def identities() -> list[tuple[Any, ...]]:
+            return [item.identity() for item in collected]
 
-        fixed = (stage.state_key(), destination, chown, chmod, instruction.exclude, instruction.parents, word)
+        state = "linked" if linked else stage.state_key()
+        fixed = (state, stage.build.request.epoch, destination, chown, chmod, instruction.exclude, instruction.parents, word)
         keys: list[str] = []
+        identified: list[tuple[Any, ...]] = []
         if below is not None:
             keys = [key_of("copy-from", *fixed, [str(diff_id) for diff_id in below], sources)]
         note = ""
         if not keys or stage.uncached() or stage.build.cache.find(keys) is None:
             collected = await stage.build.in_thread(collect)
-            known = await stage.build.in_thread(digests)
+            known = await stage.build.in_thread(identities)
+            downloads.remember()
             keys.append(key_of("copy", *fixed, known))
             note = known[0][0] if len(known) == 1 else f"multi:{key_of(known)}"
+            identified = known
         exclude = Patterns("\n".join(instruction.exclude)) if instruction.exclude else None
 
-        def make() -> Layer:
-            with stage.root() as root:
+        def make(items: list[Item]) -> Layer:
+            with _linked_root(stage) if linked else stage.root() as root:
                 placement = Placement(
                     destination.encode("utf-8", "surrogateescape"),
                     owner(root, chown) if chown else None,
@@ -84,13 +92,18 @@ async def copy_step(stage: StageBuild, instruction: ins.Copy) -> None:
                     stage.build.now_ns,
                     stage.build.request.epoch_ns,
                 )
-                return store_layer(stage.build.layers, copying.layer(root, collected, placement), stage.build.pins.hold)
+                chunks = stage.build.stop.watched(copying.layer(root, items, placement))
+                return store_layer(stage.build.layers, chunks, stage.build.pins.hold)
 
         async def made() -> Made:
             nonlocal collected
-            if not collected:
+            if not collected or any(isinstance(item, Unchanged) for item in collected):
+                downloads.forget()
                 collected = await stage.build.in_thread(collect)
-            return await stage.build.in_thread(make), note
+                if identified and await stage.build.in_thread(identities) != identified:
+                    raise Upstream(f"{word} failed: {' '.join(sources)} changed while it was fetched: build again")
+            items = [item for item in collected if isinstance(item, Item)]
+            return await stage.build.in_thread(partial(make, items)), note
 
         shown = f"--chown={chown}" if chown else ""  # Docker writes no space behind it
 
@@ -108,6 +121,16 @@ def _destination(text: str, working_directory: str) -> str:
     return path if path == "/" or not into else f"{path}/"
 
 
+@contextmanager
+def _linked_root(stage: StageBuild) -> Iterator[FileTree]:
+    """What ``--link`` copies onto: nothing, so that the layer does not depend on what is below it."""
+    root = empty(stage.build.scratch)
+    try:
+        yield root
+    finally:
+        root.close()
+
+
 def _source_tree(stage: StageBuild, below: tuple[Digest, ...] | None, opened: ExitStack) -> FileTree:
     if below is None:
         return stage.build.context
@@ -117,39 +140,104 @@ def _source_tree(stage: StageBuild, below: tuple[Digest, ...] | None, opened: Ex
 
 
 def _gather(
-    stage: StageBuild, instruction: ins.Copy, tree: FileTree, sources: list[str], word: str, opened: ExitStack, *, own: bool
-) -> list[Item]:
-    items: list[Item] = []
+    stage: StageBuild,
+    instruction: ins.Copy,
+    tree: FileTree,
+    sources: list[str],
+    word: str,
+    opened: ExitStack,
+    downloads: _Downloads,
+    *,
+    own: bool,
+) -> list[Item | Unchanged]:
+    items: list[Item | Unchanged] = []
     if not isinstance(instruction, ins.Add) and any(source.startswith(("http://", "https://")) for source in sources):
         raise InvalidArgument("COPY failed: source can't be a URL for COPY")
     local = [source for source in sources if not (isinstance(instruction, ins.Add) and is_remote(source))]
+    if local and isinstance(instruction, ins.Add) and instruction.checksum:
+        raise InvalidArgument("checksum requires HTTP(S) or Git sources")
     for source in sources:
         if source not in local:
             assert isinstance(instruction, ins.Add)
-            items += _remote(stage, instruction, source, opened)
+            items.append(_repository(stage, instruction, source, opened) if is_git(source) else downloads.fetch(source, opened))
     if local or (not items and not instruction.heredocs):
         items += copying.gather(tree, local, keep_owner=not own, parents=instruction.parents, what=word, own=own)
     items += [_document(stage, document, opened) for document in instruction.heredocs]
     if isinstance(instruction, ins.Add):
-        items = [_unpacked(stage, instruction, item, opened) for item in items]
+        items = [_unpacked(stage, instruction, item, opened) if isinstance(item, Item) else item for item in items]
     return items
 
 
-def _remote(stage: StageBuild, instruction: ins.Add, source: str, opened: ExitStack) -> list[Item]:
-    directory = stage.build.scratch
-    if is_git(source):
-        tree = fetch_git(source, directory, keep_git_dir=instruction.keep_git_dir)
-        opened.callback(tree.close)
-        return [Item(tree, tree.root, b"", True)]
-    tree, name = fetch_file(source, directory, stage.words.one(instruction.checksum))
+def _repository(stage: StageBuild, instruction: ins.Add, source: str, opened: ExitStack) -> Item:
+    checksum = stage.words.one(instruction.checksum)
+    tree = fetch_git(source, stage.build.scratch, keep_git_dir=instruction.keep_git_dir, checksum=checksum, stop=stage.build.stop)
     opened.callback(tree.close)
-    found = tree.find(name)
-    assert found is not None
-    return [Item(tree, found, name, False)]
+    return Item(tree, tree.root, b"", True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A download that need not be made to know a step's key: the server still has the version that was fetched before."""
+
+    known: tuple[Any, ...]
+
+    def identity(self) -> tuple[Any, ...]:
+        return self.known
+
+
+class _Downloads:
+    """The files that one ADD fetches by HTTP, and what the cache knows of them.
+
+    Made, and asked to ``remember``, in the event loop, where the cache lives; the rest is for the worker thread.
+    """
+
+    def __init__(self, stage: StageBuild, instruction: ins.Copy, sources: list[str]) -> None:
+        self._stage = stage
+        self._instruction = instruction
+        self._cache = stage.build.cache
+        self._checksum = stage.words.one(instruction.checksum) if isinstance(instruction, ins.Add) else ""
+        self._unpack = isinstance(instruction, ins.Add) and bool(instruction.unpack)
+        urls = [source for source in sources if isinstance(instruction, ins.Add) and is_remote(source) and not is_git(source)]
+        self._known = {} if stage.uncached() else {url: found for url in urls if (found := self._cache.downloaded(self._key(url)))}
+        self._new: dict[str, Download] = {}
+
+    def _key(self, url: str) -> str:
+        return key_of(url, self._unpack)
+
+    def forget(self) -> None:
+        """Fetch everything from now on."""
+        self._known.clear()
+
+    def fetch(self, url: str, opened: ExitStack) -> Item | Unchanged:
+        """One file; what is known already when a given checksum or the server says that it is still the same."""
+        known = self._known.get(url)
+        if known is not None and self._checksum:
+            if known.digest == self._checksum:
+                return Unchanged(tuple(known.identity))
+            known = None
+        had = Version(known.etag, known.modified) if known is not None else None
+        done = fetch_file(url, self._stage.build.scratch, self._checksum, had, self._stage.build.stop)
+        if done is None:
+            assert known is not None
+            return Unchanged(tuple(known.identity))
+        tree, version, digest = done
+        opened.callback(tree.close)
+        found = tree.find(file_name(url))
+        assert found is not None
+        item = _unpacked(self._stage, self._instruction, Item(tree, found, file_name(url), False), opened)
+        if version or self._checksum:
+            self._new[url] = Download(version.etag, version.modified, digest, list(item.identity()))
+        return item
+
+    def remember(self) -> None:
+        """What was fetched need not be the next time."""
+        for url, download in self._new.items():
+            self._cache.put_download(self._key(url), download)
+        self._new.clear()
 
 
 def _document(stage: StageBuild, document: ins.Heredoc, opened: ExitStack) -> Item:
-    text = expand_document(document.content, stage.lookup, stage.words.escape) if document.expand else document.content
+    text = expand_document(document.content, stage.lookup) if document.expand else document.content
     data = text.encode("utf-8", "surrogateescape")
     name = document.name.encode("utf-8", "surrogateescape")
     tree = one_file(stage, name, data, 0o644)
@@ -159,14 +247,6 @@ def _document(stage: StageBuild, document: ins.Heredoc, opened: ExitStack) -> It
     return Item(tree, found, name, False)
 
 
-def expand_document(text: str, lookup: Lookup, escape: str) -> str:
-    """A here-document with its variables expanded: quotes are plain text, and what follows an escape character stays as it is."""
-    protected = re.sub(
-        re.escape(escape) + r"(.)|(['\"])", lambda match: 2 * escape + escape + match[1] if match[1] else escape + match[2], text
-    )
-    return expand(protected, lookup, escape)
-
-
 def one_file(stage: StageBuild, name: bytes, data: bytes, mode: int) -> TarTree:
     """A tree of one file."""
     entry = Entry(name, Kind.FILE, mode, size=len(data), mtime_ns=stage.build.now_ns)
@@ -174,10 +254,11 @@ def one_file(stage: StageBuild, name: bytes, data: bytes, mode: int) -> TarTree:
     return spool(iter(lambda: tar.read(1 << 20), b""), stage.build.scratch, "here-document")
 
 
-def _unpacked(stage: StageBuild, instruction: ins.Add, item: Item, opened: ExitStack) -> Item:
+def _unpacked(stage: StageBuild, instruction: ins.Copy, item: Item, opened: ExitStack) -> Item:
     """An archive as what is in it; everything else as it is. Downloads are unpacked only when that is asked for."""
     local = item.tree is stage.build.context or isinstance(item.tree, DirectoryTree)
-    wanted = instruction.unpack if instruction.unpack is not None else local
+    asked = instruction.unpack if isinstance(instruction, ins.Add) else False
+    wanted = local if asked is None else asked
     if not wanted or item.spread or item.found.kind is not Kind.FILE or not is_archive(_chunks(item)):
         return item
     tree = spool(_chunks(item), stage.build.scratch, item.name.decode("utf-8", "replace"))

@@ -12,7 +12,8 @@ ONBUILD's triggers, STOPSIGNAL, USER, VOLUME, WORKDIR):
     ${N#pat} ${N##pat}  without the shortest or longest beginning that matches; % and %% cut the end
     ${N/pat/word} ${N//pat/word}    the first match, or every one, replaced
 
-Outside quotes the escape character makes the next one literal. A dollar sign before anything else stands for itself.
+Outside quotes the escape character makes the next one literal. A dollar sign before anything else stands for itself. In a here-document
+quotes are plain text.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ from collections.abc import Callable
 from tare.errors import InvalidArgument
 
 Lookup = Callable[[str], str | None]
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-]")
+_NAME = re.compile(r"[^\W\d]\w*|\d+|[@*#?$!-]")
 _DEPTH = 40
 
 
 def expand(word: str, lookup: Lookup, escape: str = "\\") -> str:
     """The word with its variables expanded and its quotes removed. ``InvalidArgument`` names what is malformed."""
     return _Reader(word, lookup, escape).text()
+
+
+def expand_document(text: str, lookup: Lookup) -> str:
+    """A here-document with its variables expanded. Its escape character is the backslash whatever the file says, as with Docker."""
+    return _Reader(text, lookup, "\\", quotes=False).text()
 
 
 def expand_words(text: str, lookup: Lookup, escape: str = "\\") -> list[str]:
@@ -55,12 +61,13 @@ def names_used(word: str, escape: str = "\\") -> set[str]:
 class _Reader:
     """One word or text. Pieces are (text, quoted) pairs, so that both results can be made of them."""
 
-    def __init__(self, text: str, lookup: Lookup, escape: str, depth: int = 0) -> None:
+    def __init__(self, text: str, lookup: Lookup, escape: str, depth: int = 0, *, quotes: bool = True) -> None:
         if depth > _DEPTH:
             raise InvalidArgument("variable substitutions are nested too deeply")
         self._text = text
         self._lookup = lookup
         self._escape = escape
+        self._quotes = quotes
         self._depth = depth
         self._at = 0
         self._pieces: list[tuple[str, bool]] = []
@@ -93,9 +100,9 @@ class _Reader:
     def _read(self) -> None:
         while self._at < len(self._text):
             char = self._text[self._at]
-            if char == "'":
+            if char == "'" and self._quotes:
                 self._single_quoted()
-            elif char == '"':
+            elif char == '"' and self._quotes:
                 self._double_quoted()
             elif char == "$":
                 self._pieces.append((self._dollar(), False))
@@ -164,7 +171,7 @@ class _Reader:
                 at += 1
             elif quote:
                 quote = "" if char == quote else quote
-            elif char in "'\"":
+            elif char in "'\"" and self._quotes:
                 quote = char
             elif char == "$" and self._text[at + 1 : at + 2] == "{":
                 depth += 1
@@ -182,29 +189,33 @@ class _Reader:
         kind, argument = rest[colon : colon + 1], rest[colon + 1 :]
         if kind in ("-", "+", "?") and kind:
             present = bool(value) if colon else value is not None
-            word = _Reader(argument, self._lookup, self._escape, self._depth + 1).text()
+            word = self._inner(argument, self._escape)
             if kind == "-":
                 return value or "" if present else word
             if kind == "+":
                 return word if present else ""
             if not present:
-                raise InvalidArgument(f"{name}: {word or 'not allowed to be unset'}")
+                state = "unset" if value is None else "empty"
+                raise InvalidArgument(f"{name}: {word or f'is not allowed to be {state}'}")
             return value or ""
         if not colon and kind in ("#", "%"):
             longest = argument[:1] == kind
-            pattern = _Reader(argument[longest:], self._lookup, "\0", self._depth + 1).text()
+            pattern = self._inner(argument[longest:], "\0")
             return _cut(value or "", pattern, at_end=kind == "%", longest=longest)
         if not colon and kind == "/":
             return self._replaced(value or "", argument)
         raise InvalidArgument(f"unsupported modifier ({rest[: colon + 1]}) in substitution")
+
+    def _inner(self, text: str, escape: str) -> str:
+        return _Reader(text, self._lookup, escape, self._depth + 1, quotes=self._quotes).text()
 
     def _replaced(self, value: str, argument: str) -> str:
         every = argument[:1] == "/"
         pattern, found, word = _split_at_slash(argument[every:])
         if not found:
             raise InvalidArgument("syntax error: missing '/' in substitution")
-        plain = _Reader(pattern, self._lookup, "\0", self._depth + 1).text()
-        replacement = _Reader(word, self._lookup, self._escape, self._depth + 1).text()
+        plain = self._inner(pattern, "\0")
+        replacement = self._inner(word, self._escape)
         if not plain:
             return value
         return re.sub(_pattern(plain, greedy=True), lambda _: replacement, value, count=0 if every else 1)

@@ -26,6 +26,7 @@ FLAGS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 MOUNT_TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
+_VARIABLE = re.compile(r"\$.")
 _SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TRUTH = {"true": True, "1": True, "t": True, "": True, "false": False, "0": False, "f": False}
 
@@ -87,6 +88,8 @@ def parse_flags(keyword: str, words: list[str]) -> dict[str, Any]:
         if kind is None:
             near = difflib.get_close_matches(name, allowed, 1)
             raise InvalidArgument(f"unknown flag: --{name}" + (f" (did you mean --{near[0]}?)" if near else ""))
+        if name in values and kind != LIST:
+            raise InvalidArgument(f"duplicate flag specified: --{name}")
         if kind == BOOLEAN:
             if value.lower() not in _TRUTH:
                 raise InvalidArgument(f"expecting boolean value for flag --{name}, not: {value}")
@@ -96,8 +99,6 @@ def parse_flags(keyword: str, words: list[str]) -> dict[str, Any]:
             raise InvalidArgument(f"missing a value on flag: --{name}")
         if kind == LIST:
             values.setdefault(name, []).append(value)
-        elif name in values:
-            raise InvalidArgument(f"duplicate flag specified: --{name}")
         else:
             values[name] = value
     return values
@@ -132,6 +133,8 @@ def _field(fields: dict[str, Any], key: str, value: str, given: bool, word: str)
         raise InvalidArgument(f"invalid field '{word}' must be a key=value pair")
     names = {"type": "type", "from": "from_", "id": "id", "sharing": "sharing", "env": "env", "uid": "uid", "gid": "gid",
              "source": "source", "src": "source", "target": "target", "dst": "target", "destination": "target"}  # fmt: skip
+    if key == "from" and _VARIABLE.search(value):
+        raise InvalidArgument("'from' doesn't support variable expansion, define alias stage instead")
     if key in names:
         fields[names[key]] = value
     elif key == "mode":

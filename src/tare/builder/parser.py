@@ -110,13 +110,20 @@ class _Parser:
         return ins.Run(**self._base(), command=command, mounts=mounts, network=network, security=security, devices=devices)
 
     def _make_copy(self, rest: str) -> ins.Instruction:
+        if "$" in self._flags.get("from", ""):
+            raise InvalidArgument(
+                "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"
+            )
         return ins.Copy(**self._base(), **self._copied(rest), from_=self._flags.get("from", ""), parents=self._flags.get("parents", False))
 
     def _make_add(self, rest: str) -> ins.Instruction:
         flags = self._flags
+        copied = self._copied(rest)
+        if flags.get("checksum") and len(copied["sources"]) + len(copied["heredocs"]) != 1:
+            raise InvalidArgument("checksum can't be specified for multiple sources")
         return ins.Add(
             **self._base(),
-            **self._copied(rest),
+            **copied,
             checksum=flags.get("checksum", ""),
             keep_git_dir=flags.get("keep-git-dir", False),
             unpack=flags.get("unpack"),
@@ -130,6 +137,8 @@ class _Parser:
             raise InvalidArgument(
                 f"{self._keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
             )
+        if self._line.heredocs and _HEREDOC_WORD.fullmatch(words[-1]):
+            raise InvalidArgument(f"{self._keyword} cannot accept a heredoc as a destination")
         sources = words[:-1]
         if self._line.heredocs:
             sources = [word for word in sources if not _HEREDOC_WORD.fullmatch(word)]

@@ -1,7 +1,7 @@
 """Sources from elsewhere: files by HTTP, git repositories, and contexts of either kind.
 
 Git is the ``git`` program with everything switched off that a hostile repository could make it do: no hooks, no configuration of the
-machine, no local or external transports, no submodule recursion into them. What it checks out is read as a tree by descriptor, links not
+machine, no local or external transports, for submodules neither. What it checks out is read as a tree by descriptor, links not
 followed; nothing of it is executed.
 """
 
@@ -13,17 +13,22 @@ import os
 import posixpath
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tare.builder.context import empty, is_archive, spool
+from tare.builder.stopping import Stop
 from tare.builder.trees import TarTree
 from tare.errors import InvalidArgument, NotFound, ResourceExhausted, Unsupported, Upstream
 from tare.linux.mount import open_in_root
@@ -35,6 +40,9 @@ _TIMEOUT = 60
 _CHUNK = 1 << 20
 _GIT_SECONDS = 900
 _DOCKERFILE_LIMIT = 16 << 20
+_CHECKSUM = re.compile("sha256:[0-9a-f]{64}")
+_COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_NOT_SHALLOW = "does not support shallow"
 _SCP_LIKE = re.compile(r"[A-Za-z0-9_.-]+@[A-Za-z0-9_.-]+:.+")
 
 
@@ -55,12 +63,17 @@ def is_git(source: str) -> bool:
 # -- HTTP -----------------------------------------------------------------------------------------------------------------------------
 
 
-def open_url(url: str) -> Any:
-    """A response to read from. ``NotFound`` and ``Upstream`` say what went wrong."""
+def open_url(url: str, known: Version | None = None) -> Any:
+    """A response to read from; None when the server still has the ``known`` version. ``NotFound`` and ``Upstream`` say what went wrong."""
+    headers = {"User-Agent": "tare"}
+    if known:
+        headers |= {"If-None-Match": known.etag} if known.etag else {"If-Modified-Since": known.modified}
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "tare"}), timeout=_TIMEOUT)
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == 304 and known:
+            return None
         kind = NotFound if error.code == 404 else Upstream
         raise kind(f"invalid response status {error.code} for {url}") from None
     except (OSError, ValueError) as error:
@@ -69,12 +82,41 @@ def open_url(url: str) -> Any:
         raise Upstream(f'Get "{url}": {text}') from None
 
 
-def fetch_file(url: str, directory: Path, checksum: str = "") -> tuple[TarTree, bytes]:
-    """Download a file; a tree with it alone, and its name. ``checksum`` (``sha256:HEX``) is demanded of it."""
+@dataclass(frozen=True, slots=True)
+class Version:
+    """How a server tells versions of a file apart."""
+
+    etag: str = ""
+    modified: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.etag or self.modified)
+
+    @classmethod
+    def of(cls, headers: Any) -> Version:
+        return cls(headers.get("ETag", ""), headers.get("Last-Modified", ""))
+
+
+def file_name(url: str) -> bytes:
+    """What a download is called: the last part of its path."""
     name = posixpath.basename(unquote(urlsplit(url).path.rstrip("/"))).encode("utf-8", "surrogateescape")
-    if name in (b"", b".", b".."):
-        raise InvalidArgument(f"cannot determine filename for url: {url}")
-    with open_url(url) as response, tempfile.TemporaryFile(dir=directory) as body:
+    return b"__unnamed__" if name in (b"", b".", b"..") or b"\0" in name else name
+
+
+def fetch_file(url: str, directory: Path, checksum: str, known: Version | None, stop: Stop) -> tuple[TarTree, Version, str] | None:
+    """Download a file: a tree with it alone (``file_name``), its version and its digest.
+
+    ``checksum`` (``sha256:HEX``): demanded of it when given. ``known``: a version that need not be sent again; None when the server still
+    has that one.
+    """
+    name = file_name(url)
+    if checksum and not _CHECKSUM.fullmatch(checksum):
+        raise InvalidArgument(f"invalid checksum {checksum!r}: sha256: and 64 hexadecimal digits are expected")
+    stop.check()
+    response = open_url(url, known)
+    if response is None:
+        return None
+    with response, tempfile.TemporaryFile(dir=directory) as body, stop.ending(lambda: _hang_up(response)):
         hasher, size = hashlib.sha256(usedforsecurity=False), 0
         try:
             while chunk := response.read(_CHUNK):
@@ -86,9 +128,16 @@ def fetch_file(url: str, directory: Path, checksum: str = "") -> tuple[TarTree, 
         found = f"sha256:{hasher.hexdigest()}"
         if checksum and checksum != found:
             raise InvalidArgument(f"digest mismatch {found}: {checksum}")
-        entry = Entry(name, Kind.FILE, 0o600, size=size, mtime_ns=_modified(response.headers.get("Last-Modified", "")))
+        version = Version.of(response.headers)
+        entry = Entry(name, Kind.FILE, 0o600, size=size, mtime_ns=_modified(version.modified))
         body.seek(0)
-        return spool(_tar_of(entry, body), directory, url), name
+        return spool(_tar_of(entry, body), directory, url), version, found
+
+
+def _hang_up(response: Any) -> None:
+    """End a transfer that another thread waits for."""
+    with suppress(OSError, AttributeError):
+        response.fp.raw._sock.shutdown(socket.SHUT_RDWR)
 
 
 def _tar_of(entry: Entry, body: io.BufferedIOBase | Any) -> Iterator[bytes]:
@@ -141,20 +190,28 @@ def split_git(source: str) -> tuple[str, str, str]:
     return url, ref, directory
 
 
-def fetch_git(source: str, directory: Path, *, keep_git_dir: bool = False) -> TarTree:
-    """A repository's files, of its default branch or the ref after ``#``, of a directory after ``:``."""
+def fetch_git(source: str, directory: Path, *, keep_git_dir: bool = False, checksum: str = "", stop: Stop | None = None) -> TarTree:
+    """A repository's files with its submodules', of its default branch or the ref after ``#``, of a directory after ``:``.
+
+    ``checksum``: the commit, or the beginning of its id, that it has to be.
+    """
     url, ref, inside = split_git(source)
-    git = shutil.which("git")
-    if git is None:
+    program = shutil.which("git")
+    if program is None:
         raise Unsupported(f"cannot fetch {url}: the git program is not installed on the engine's machine")
     if ref.startswith("-") or url.startswith("-"):
         raise InvalidArgument(f"invalid git reference {ref or url!r}")
     with tempfile.TemporaryDirectory(prefix="git-", dir=directory) as scratch:
-        _git(git, scratch, "init", "--quiet")
-        _git(git, scratch, "fetch", "--quiet", "--depth", "1", "--no-recurse-submodules", "--", url, ref or "HEAD")
-        _git(git, scratch, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+        git = _Git(program, scratch, stop or Stop())
+        git("init", "--quiet")
+        _fetch(git, url, ref or "HEAD")
+        commit = git("rev-parse", "HEAD").strip()
+        if checksum and not (re.fullmatch("[0-9a-f]{7,64}", checksum) and commit.startswith(checksum)):
+            raise InvalidArgument(f"expected checksum to match {checksum}, got {commit}")
+        if os.path.lexists(Path(scratch) / ".gitmodules"):
+            _fetch_submodules(git)
         if not keep_git_dir:
-            shutil.rmtree(Path(scratch) / ".git")
+            _drop_git_directories(scratch)
         root = os.open(scratch, DIRECTORY)
         try:
             try:
@@ -169,23 +226,83 @@ def fetch_git(source: str, directory: Path, *, keep_git_dir: bool = False) -> Ta
             os.close(root)
 
 
-def _git(git: str, directory: str, *arguments: str) -> None:
-    environment = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "HOME": "/nonexistent",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ALLOW_PROTOCOL": "http:https:git:ssh",
-        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
-        "LC_ALL": "C.UTF-8",
-    }
-    safe = ["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.symlinks=true"]
+def _drop_git_directories(top: str) -> None:
+    for directory, names, files in os.walk(top):
+        if ".git" in names:
+            names.remove(".git")
+            path = os.path.join(directory, ".git")
+            os.unlink(path) if os.path.islink(path) else shutil.rmtree(path)
+        elif ".git" in files:
+            os.unlink(os.path.join(directory, ".git"))
+
+
+def _fetch(git: _Git, url: str, ref: str) -> None:
+    """Check out one commit of a repository. Of a server that gives out no commits by their id, or not one alone, more is fetched."""
+    wanted = "FETCH_HEAD"
     try:
-        done = subprocess.run(
-            [git, *safe, *arguments], cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise Upstream(f"git {arguments[0]} took longer than {_GIT_SECONDS} s") from None
-    if done.returncode:
-        raise Upstream(f"error fetching: git {arguments[0]}: {done.stderr.decode('utf-8', 'replace').strip()[-2000:]}")
+        git("fetch", "--quiet", "--depth", "1", "--no-recurse-submodules", "--", url, ref)
+    except Upstream as error:
+        if _COMMIT.fullmatch(ref):
+            git("fetch", "--quiet", "--no-recurse-submodules", "--", url, "+refs/*:refs/remotes/*")
+            wanted = ref
+        elif _NOT_SHALLOW in str(error):
+            git("fetch", "--quiet", "--no-recurse-submodules", "--", url, ref)
+        else:
+            raise
+    git("checkout", "--quiet", "--detach", wanted, "--")
+
+
+def _fetch_submodules(git: _Git) -> None:
+    command = ("submodule", "--quiet", "update", "--init", "--recursive")
+    try:
+        git(*command, "--depth", "1")
+    except Upstream as error:
+        if _NOT_SHALLOW not in str(error):
+            raise
+        git(*command)
+
+
+@dataclass(frozen=True, slots=True)
+class _Git:
+    """The git program in one directory."""
+
+    program: str
+    directory: str
+    stop: Stop
+
+    def __call__(self, *arguments: str) -> str:
+        """Run it; what it writes. ``Upstream`` says why it failed."""
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "HOME": "/nonexistent",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ALLOW_PROTOCOL": "http:https:git:ssh",
+            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
+            "LC_ALL": "C.UTF-8",
+        }
+        safe = ["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.symlinks=true"]
+        process = subprocess.Popen(
+            [self.program, *safe, *arguments], cwd=self.directory, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+        )  # fmt: skip
+        try:
+            with self.stop.ending(lambda: _kill_group(process)):
+                output, errors = process.communicate(timeout=_GIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Upstream(f"git {arguments[0]} took longer than {_GIT_SECONDS} s") from None
+        finally:
+            _kill_group(process)
+            with process:
+                pass
+        if process.returncode:
+            raise Upstream(f"error fetching: git {arguments[0]}: {errors.decode('utf-8', 'replace').strip()[-2000:]}")
+        return output.decode("utf-8", "replace")
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """A program that goes on, and those that it has started (its transports)."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -43,8 +43,11 @@ class _Mounts:
     def _expanded(self, mount: ins.RunMount) -> ins.RunMount:
         one = self._stage.words.one
         fields: dict[str, Any] = {name: one(getattr(mount, name)) for name in ("target", "source", "from_", "id", "uid", "gid")}
-        if fields["target"] and not fields["target"].startswith("/"):
-            fields["target"] = os.path.normpath(os.path.join("/", self._stage.container.working_dir, fields["target"]))
+        if fields["target"]:
+            target = os.path.normpath(os.path.join("/", self._stage.container.working_dir, fields["target"])).replace("//", "/")
+            if target == "/":
+                raise InvalidArgument(f'invalid mount target "{fields["target"]}": the root is the image\'s own')
+            fields["target"] = target
         return replace(mount, **fields)
 
     async def key(self) -> list[Any]:
@@ -88,7 +91,7 @@ class _Mounts:
         return points, env
 
     def _secret(self, id: str, number: int, mount: ins.RunMount, points: list[MountPoint], env: list[str]) -> None:
-        name = mount.id or os.path.basename(mount.target)
+        name = mount.source or mount.id or os.path.basename(mount.target)
         data = self._stage.build.request.secrets.get(name)
         if data is None:
             if mount.required:
@@ -111,7 +114,8 @@ class _Mounts:
             return
         target = mount.target or f"/run/buildkit/ssh_agent.{number}"
         points.append(runmounts.agent(path, target))
-        env.append(f"SSH_AUTH_SOCK={target}")
+        if not any(each.startswith("SSH_AUTH_SOCK=") for each in (*env, *(self._stage.container.env or ()))):
+            env.append(f"SSH_AUTH_SOCK={target}")
 
     async def _cache(self, id: str, number: int, mount: ins.RunMount, opened: ExitStack) -> MountPoint:
         places = self._stage.build.runner.places
@@ -220,7 +224,9 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
                 if exit.code:
                     raise RunFailed(vector, exit.code)
                 layer: Layer = await build.in_thread(
-                    lambda: store_layer(build.layers, build.runner.changes(job, build.request.epoch_ns), build.pins.hold)
+                    lambda: store_layer(
+                        build.layers, build.stop.watched(build.runner.changes(job, build.request.epoch_ns)), build.pins.hold
+                    )
                 )
                 return layer, ""
             finally:

@@ -24,6 +24,7 @@ from tare.builder.narration import Voice, narrate
 from tare.builder.request import BuildRequest, Say, Text
 from tare.builder.stagebuild import StageBuild
 from tare.builder.stages import SCRATCH, BuildGraph, Stage
+from tare.builder.stopping import Stop
 from tare.distribution.progress import Progress
 from tare.errors import InvalidArgument, NotFound
 from tare.images.committing import store_layer
@@ -73,6 +74,8 @@ class Build:
         """Names of build arguments that some ARG declared."""
         self.arguments: dict[int, dict[str, str | None]] = {}
         """The declared build arguments of finished stages, by index: a stage on top of one has them too."""
+        self.stop = Stop()
+        """Ends what worker threads do when the build is cancelled or fails."""
         self.failed_at: tuple[int, int] | None = None
         """First and last line of the instruction that failed first."""
         self.now_ns = time.time_ns() if request.epoch_ns is None else request.epoch_ns
@@ -158,11 +161,10 @@ class Build:
         """An id for the container that Docker's builder would have made for a step."""
         return secrets.token_hex(6)
 
-    @staticmethod
-    async def in_thread(work: Callable[[], T]) -> T:
-        """Run blocking work; a cancellation waits for its end, so that nothing of it goes on unseen."""
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work; a cancellation asks it to stop and waits for its end, so that nothing of it goes on unseen."""
         task = asyncio.ensure_future(asyncio.to_thread(work))
-        return await _to_the_end(task)
+        return await _to_the_end(task, self.stop.stop)
 
     @staticmethod
     async def finally_(work: Awaitable[None]) -> None:
@@ -291,11 +293,12 @@ class Build:
         return await self.in_thread(store)
 
 
-async def _to_the_end(task: asyncio.Future[T]) -> T:
-    """Await; a cancellation is passed on only when the work is over."""
+async def _to_the_end(task: asyncio.Future[T], hurry: Callable[[], None] = lambda: None) -> T:
+    """Await; a cancellation is passed on only when the work is over, which ``hurry`` makes soon."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        hurry()
         while not task.done():
             try:
                 await asyncio.wait({task})

@@ -18,12 +18,12 @@ from tare.builder import configure, copying
 from tare.builder import instructions as ins
 from tare.builder.cache import CacheRecord, digest_of, key_of
 from tare.builder.configure import Words
-from tare.builder.copysteps import copy_step
+from tare.builder.copysteps import copy_step, owner
 from tare.builder.errors import DockerfileError
 from tare.builder.parser import parse_trigger
 from tare.builder.runsteps import run_step
 from tare.builder.stages import PREDEFINED, SCRATCH, Stage
-from tare.builder.trees import DirectoryTree
+from tare.builder.trees import DirectoryTree, FileTree
 from tare.containers.spec import DEFAULT_PATH
 from tare.errors import InvalidArgument
 from tare.images.committing import Step, child_config, store_layer
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 
 Made = tuple["Layer | None", str]
 """What making a step gives: its layer, and the note for its history line."""
+
+
+def _owner(root: FileTree, user: str) -> tuple[int, int] | None:
+    """Who owns what WORKDIR makes: the stage's user. One whom the image does not know is root here; a RUN will refuse him."""
+    try:
+        return owner(root, user) if user else None
+    except InvalidArgument:
+        return None
 
 
 class StageBuild:
@@ -215,11 +223,20 @@ class StageBuild:
         shown = []
         for raw_name, raw_default in instruction.pairs:
             name = self.words.one(raw_name)
-            default = None if raw_default is None else self.words.one(raw_default)
+            default = None if raw_default is None else self._default(name, raw_default)
             shown.append(name if default is None else f"{name}={default}")
             self.args[name] = self._argument(name, default)
             self.build.consumed.add(name)
         await self.config_step(self.container, "ARG " + " ".join(shown))
+
+    def _default(self, name: str, word: str) -> str:
+        """The default with its variables expanded. It may demand some (``${A:?}``), but not where a value was given."""
+        try:
+            return self.words.one(word)
+        except InvalidArgument:
+            if name in self.build.request.build_args:
+                return word
+            raise
 
     def _argument(self, name: str, default: str | None) -> str | None:
         given = self.build.request.build_args
@@ -238,7 +255,8 @@ class StageBuild:
 
         def make() -> Layer | None:
             with self.root() as root:
-                chunks = copying.directory(root, path, self.build.now_ns, request.epoch_ns)
+                user = self.container.user
+                chunks = copying.directory(root, path, self.build.now_ns, request.epoch_ns, lambda: _owner(root, user))
                 return None if chunks is None else store_layer(self.build.layers, chunks, self.build.pins.hold)
 
         async def made() -> Made:
@@ -344,5 +362,7 @@ class StageBuild:
         env = {entry.partition("=")[0] for entry in self.container.env or ()}
         declared = sorted(f"{name}={value}" for name, value in self.args.items() if value is not None and name not in env)
         given = self.build.request.build_args
-        silent = sorted(f"{name}={given[name]}" for name in given if name in PREDEFINED and name not in self.args and name not in env)
+        proxies = {each: given[name] for name in given if name in PREDEFINED for each in (name.lower(), name.upper())}
+        proxies |= {name: given[name] for name in given if name in PREDEFINED}
+        silent = sorted(f"{name}={value}" for name, value in proxies.items() if name not in self.args and name not in env)
         return declared, silent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform as machine
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from tare.builder import instructions as ins
@@ -21,6 +21,7 @@ PREDEFINED = frozenset(
     name for base in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY") for name in (base, base.lower())
 )
 """Build arguments that need no ARG, and stay out of history and cache."""
+_EARLIER = "a stage can only take from those before it"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
@@ -63,9 +64,12 @@ def plan(dockerfile: ins.Dockerfile, build_args: Mapping[str, str] | None = None
     """The graph for a target (a stage's name or number; the last stage by default). ``DockerfileError`` says what does not fit."""
     given = dict(build_args or {})
     platforms = platform_arguments(platform)
+    platforms["TARGETSTAGE"] = target or _last_name(dockerfile) or "default"
+    platforms |= {name: value for name, value in given.items() if name in platforms}
     args: dict[str, str] = {}
     stages: list[Stage] = []
     named: dict[str, int] = {}
+    later = {each.name for each in dockerfile.instructions if isinstance(each, ins.From) and each.name}
     body: list[ins.Instruction] = []
     opened: ins.From | None = None
     for instruction in (*dockerfile.instructions, None):
@@ -76,7 +80,7 @@ def plan(dockerfile: ins.Dockerfile, build_args: Mapping[str, str] | None = None
             body.append(instruction)
             continue
         if opened is not None:
-            stage = _stage(dockerfile, opened, body, len(stages), named, {**platforms, **args}, platform)
+            stage = _stage(dockerfile, opened, body, len(stages), named, later, {**platforms, **args}, platform)
             stages.append(stage)
             if stage.name:
                 named[stage.name] = stage.index
@@ -98,10 +102,15 @@ def platform_arguments(target: str) -> dict[str, str]:
         values |= {
             f"{prefix}PLATFORM": text,
             f"{prefix}OS": system,
+            f"{prefix}OSVERSION": "",
             f"{prefix}ARCH": architecture,
             f"{prefix}VARIANT": variant,
         }
     return values
+
+
+def _last_name(dockerfile: ins.Dockerfile) -> str:
+    return next((each.name for each in reversed(dockerfile.instructions) if isinstance(each, ins.From)), "")
 
 
 def _global_args(
@@ -111,7 +120,7 @@ def _global_args(
         name = _expanded(dockerfile, instruction, raw_name, args)
         if name in given:
             args[name] = given[name]
-        elif default is not None:
+        elif default is not None:  # looked at only then: it may demand another
             args[name] = _expanded(dockerfile, instruction, default, {**platforms, **args})
 
 
@@ -121,6 +130,7 @@ def _stage(
     body: list[ins.Instruction],
     index: int,
     named: Mapping[str, int],
+    every: Set[str],
     args: Mapping[str, str],
     platform: str,
 ) -> Stage:
@@ -137,6 +147,12 @@ def _stage(
             elif isinstance(instruction, ins.Copy) and reference.isdecimal():
                 message = f"invalid from flag value {reference}: invalid stage index {reference}"
                 raise _error(dockerfile, instruction, message, "stages are counted from 0, and only earlier ones can be named")
+            elif opened.name and reference.lower() == opened.name:
+                raise _error(dockerfile, instruction, f"circular dependency detected on stage: {opened.name}", _EARLIER)
+            elif reference.lower() in every:
+                own = opened.name or str(index)
+                message = f'cannot copy from stage "{reference}", it needs to be defined before current stage "{own}"'
+                raise _error(dockerfile, instruction, message, _EARLIER)
     return Stage(
         index,
         opened.name,

@@ -291,32 +291,72 @@ class DirectoryTree(FileTree):
             self._fd = -1
 
 
-def glob(tree: FileTree, pattern: bytes) -> list[bytes]:
+def glob(tree: FileTree, pattern: bytes, *, deep: bool = False) -> list[bytes]:
     """The paths that a source pattern means, as in Go's ``filepath.Match``: a wildcard never crosses a slash. Sorted by byte order.
 
+    ``deep``: but ``**`` spans any number of directories (links not followed), and what lies in a directory that matches is not named again.
     Without a wildcard the path itself, existing or not.
     """
     if not has_wildcard(pattern):
         return [pattern]
     found: list[tuple[bytes, ...]] = [()]
-    for part in [part for part in pattern.split(b"/") if part not in (b"", b".")]:
-        step: list[tuple[bytes, ...]] = []
+    for part in _name_patterns(pattern, deep):
+        step: dict[tuple[bytes, ...], None] = {}
         matcher = name_pattern(os.fsdecode(part)) if has_wildcard(part) else None
         for path in found:
-            try:
-                way = tree.walk(b"/".join(path))
-            except InvalidArgument:
+            if part == _SPANS and deep:
+                step |= dict.fromkeys(_directories(tree, path))
                 continue
-            if way.end is None or not way.end.is_directory:
+            directory = _directory(tree, path)
+            if directory is None:
                 continue
-            if matcher is None:
-                if tree.child(way.end, part) is not None:
-                    step.append((*path, part))
-            else:
-                names = [name for name in tree.names(way.end) if matcher.fullmatch(os.fsdecode(name))]
-                step += [(*path, name) for name in names if tree.child(way.end, name) is not None]
-        found = step
+            names = [part] if matcher is None else [name for name in tree.names(directory) if matcher.fullmatch(os.fsdecode(name))]
+            step |= dict.fromkeys((*path, name) for name in names if tree.child(directory, name) is not None)
+        found = list(step)
+    if deep:
+        whole = {path for path in found if _directory(tree, path) is not None}
+        found = [path for path in found if not any(path[:depth] in whole for depth in range(1, len(path)))]
     return sorted(b"/".join(path) for path in found)
+
+
+_SPANS = b"**"
+
+
+def _name_patterns(pattern: bytes, deep: bool) -> list[bytes]:
+    """One for each name; with ``deep``, ``**`` alone stands for directories in between: ``**.txt`` is ``**/*.txt``, ``a/**`` is ``a/*``."""
+    parts: list[bytes] = []
+    for part in pattern.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        if deep and part.startswith(_SPANS) and part != _SPANS:
+            parts += [_SPANS, part[1:]]
+        elif not (deep and part == _SPANS and parts[-1:] == [_SPANS]):
+            parts.append(part)
+    if deep and parts[-1:] == [_SPANS]:
+        parts[-1] = b"*"
+    return parts
+
+
+def _directory(tree: FileTree, path: tuple[bytes, ...]) -> Found | None:
+    try:
+        end = tree.walk(b"/".join(path)).end
+    except InvalidArgument:
+        return None
+    return end if end is not None and end.is_directory else None
+
+
+def _directories(tree: FileTree, path: tuple[bytes, ...]) -> Iterator[tuple[bytes, ...]]:
+    """A directory and all below it."""
+    stack = [path]
+    while stack:
+        above = stack.pop()
+        directory = _directory(tree, above)
+        if directory is None:
+            continue
+        if len(above) > DEPTH:
+            raise InvalidArgument(f"{os.fsdecode(b'/'.join(above))}: nested deeper than {DEPTH} directories")
+        yield above
+        stack += [(*above, name) for name, found in tree.children(directory) if found.is_directory]
 
 
 def has_wildcard(pattern: bytes) -> bool:

@@ -1,0 +1,297 @@
+"""Steps that reach out of the Dockerfile: downloads, repositories, secrets, agents, entitlements; and how a failure is told."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from engine_world import Daemon
+
+pytestmark = pytest.mark.root
+_MODIFIED = "Wed, 01 Jan 2020 00:00:00 GMT"
+
+
+@dataclass
+class Site:
+    """What a web server has, by path: content and entity tag; and what was asked of it."""
+
+    port: int = 0
+    files: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    """Paths with the status of the answer."""
+    directory: str = ""
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Site]:
+    """A web server of a site's files, and of a directory (a repository in its dumb form)."""
+    site = Site(directory=str(directory))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, directory=site.directory, **options)  # type: ignore[arg-type]
+
+        def do_GET(self) -> None:
+            if self.path.startswith("/smart/"):
+                return self._repository()
+            path = self.path.lstrip("/").partition("?")[0]
+            if path not in site.files:
+                return super().do_GET()
+            data, tag = site.files[path]
+            same = bool(tag) and self.headers.get("If-None-Match") == tag
+            status = 304 if same else 200
+            site.asked.append((path, status))
+            self.send_response(status)
+            self.send_header("Last-Modified", _MODIFIED)
+            if tag:
+                self.send_header("ETag", tag)
+            self.send_header("Content-Length", "0" if same else str(len(data)))
+            self.end_headers()
+            if not same:
+                self.wfile.write(data)
+
+        do_POST = do_GET
+
+        def _repository(self) -> None:
+            """Whatever git's own server program answers."""
+            path, _, query = self.path.removeprefix("/smart").partition("?")
+            length = int(self.headers.get("Content-Length", 0))
+            variables = {
+                "GIT_PROJECT_ROOT": site.directory, "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path, "QUERY_STRING": query,
+                "REQUEST_METHOD": self.command, "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(length),
+                "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""), "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
+            }  # fmt: skip
+            body = self.rfile.read(length)
+            done = subprocess.run(["git", "http-backend"], input=body, capture_output=True, env=os.environ | variables, check=True)
+            head, _, content = done.stdout.partition(b"\r\n\r\n")
+            lines = [line.partition(": ") for line in head.decode().split("\r\n")]
+            status = next((int(value.split()[0]) for name, _, value in lines if name == "Status"), 200)
+            self.send_response(status)
+            for name, _, value in lines:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    site.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    directory = tmp_path / "site"
+    directory.mkdir()
+    with serving(directory) as found:
+        yield found
+
+
+def built(engine: Daemon, dockerfile: str, *flags: str) -> str:
+    """The id of an image."""
+    return engine.tare("build", "-q", *flags, "-", input=dockerfile).stdout.strip()
+
+
+def failed(engine: Daemon, dockerfile: str, *flags: str) -> str:
+    done = engine.tare("build", "--progress=plain", *flags, "-", input=dockerfile, check=False)
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
+def show(engine: Daemon, image: str, command: str) -> str:
+    return engine.docker("run", "--rm", image, "sh", "-c", command).stdout
+
+
+# -- ADD from the web ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_download_is_not_repeated(engine: Daemon, site: Site) -> None:
+    site.files["a/f.txt"] = (b"one\n", '"1"')
+    dockerfile = f"FROM busybox\nADD {site.url('a/f.txt?x=1')} /d/\nRUN cat /d/f.txt > /copy\n"
+    first = built(engine, dockerfile)
+    assert show(engine, first, "stat -c '%n %a %u %Y' /d/*; cat /copy").split() == ["/d/f.txt", "600", "0", "1577836800", "one"]
+    assert built(engine, dockerfile) == first
+    assert site.asked == [("a/f.txt", 200), ("a/f.txt", 304)]
+    site.files["a/f.txt"] = (b"two\n", '"2"')
+    second = built(engine, dockerfile)
+    assert show(engine, second, "cat /copy") == "two\n"
+    site.asked.clear()
+    # Known content at another place: the server says that it is the same, but the step must be made, so it is fetched after all.
+    third = built(engine, dockerfile.replace("/d/", "/e/", 1).replace("/d/", "/e/"))
+    assert show(engine, third, "cat /e/f.txt") == "two\n"
+    assert site.asked == [("a/f.txt", 304), ("a/f.txt", 200)]
+    built(engine, dockerfile, "--no-cache")
+    assert site.asked[2:] == [("a/f.txt", 200)]
+
+
+def test_a_checksum_is_demanded(engine: Daemon, site: Site) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("inner"))
+    archive = buffer.getvalue()
+    site.files["a.tgz"] = (archive, "")
+    digest = hashlib.sha256(archive).hexdigest()
+    add = f"FROM busybox\nARG SUM=sha256:{digest}\nADD --checksum=$SUM {site.url('a.tgz')} /d/\n"
+    image = built(engine, add)
+    assert show(engine, image, "ls /d") == "a.tgz\n"
+    assert built(engine, add) == image
+    assert len(site.asked) == 1, "the checksum is proof enough"
+    unpacked = built(engine, add.replace("ADD ", "ADD --unpack "))
+    assert show(engine, unpacked, "ls /d") == "inner\n"
+    other = "f" * 64
+    assert f"digest mismatch sha256:{digest}: sha256:{other}" in failed(engine, add, "--build-arg", f"SUM=sha256:{other}")
+    assert "invalid checksum" in failed(engine, add, "--build-arg", "SUM=md5:1")
+    assert "checksum requires HTTP(S) or Git sources" in failed(engine, "FROM busybox\nADD --checksum=sha256:1 local /d/\n")
+    assert "404" in failed(engine, f"FROM busybox\nADD {site.url('none')} /d/\n")
+    assert "source can't be a URL for COPY" in failed(engine, f"FROM busybox\nCOPY {site.url('a.tgz')} /d/\n")
+
+
+def git(directory: Path, *arguments: str) -> str:
+    names = ["-c", "user.name=T", "-c", "user.email=t@example", "-c", "protocol.file.allow=always", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *names, *arguments], cwd=directory, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def repository(directory: Path, files: dict[str, str]) -> Path:
+    directory.mkdir()
+    git(directory, "init", "-q")
+    for name, text in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+    git(directory, "add", "-A")
+    git(directory, "commit", "-q", "-m", "one")
+    return directory
+
+
+def publish(site: Site, work: Path, name: str) -> str:
+    """A repository for anybody who asks by plain HTTP; its address."""
+    bare = Path(site.directory) / name
+    git(work, "clone", "-q", "--bare", str(work), str(bare))
+    git(bare, "update-server-info")
+    return site.url(name)
+
+
+def test_a_repository_with_submodules(engine: Daemon, site: Site, tmp_path: Path) -> None:
+    """Served in the dumb form, which knows no shallow clones, and by the program that real servers run."""
+    inner = publish(site, repository(tmp_path / "inner", {"lib/code": "inner\n"}), "inner.git")
+    work = repository(tmp_path / "work", {"README": "one\n", "sub/file": "file\n"})
+    git(work, "submodule", "add", "-q", inner, "third")
+    (work / "link").symlink_to("/etc/passwd")
+    git(work, "add", "-A")
+    git(work, "commit", "-q", "-m", "two")
+    first = git(work, "rev-parse", "HEAD~1")
+    last = git(work, "rev-parse", "HEAD")
+    url = publish(site, work, "work.git").replace("work.git", "smart/work.git")
+    image = built(engine, f"FROM busybox\nADD --checksum={last[:12]} {url} /all/\nADD {url}#main:sub /part/\nADD {url}#{first} /old\n")
+    listed = show(engine, image, "cd /; find all part old | sort; readlink all/link; cat all/third/lib/code").split()
+    assert "all/.git" not in listed and "all/third/.git" not in listed
+    assert {"all/README", "all/third/lib/code", "part/file", "old/README", "/etc/passwd", "inner"} <= set(listed)
+    assert "old/third" not in listed
+    kept = built(engine, f"FROM busybox\nADD --keep-git-dir {url} /all/\n")
+    assert show(engine, kept, "ls -d /all/.git") == "/all/.git\n"
+    assert f"expected checksum to match {first}, got {last}" in failed(engine, f"FROM busybox\nADD --checksum={first} {url} /x/\n")
+    dumb = url.replace("smart/", "")
+    assert show(engine, built(engine, f"FROM busybox\nADD {dumb} /all/\n"), "cat /all/third/lib/code") == "inner\n"
+    assert "error fetching: git fetch" in failed(engine, f"FROM busybox\nADD {url}#none /x/\n")
+
+
+# -- RUN -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_is_not_given(engine: Daemon) -> None:
+    base = "FROM busybox\nRUN "
+    assert "secret s: not found" in failed(engine, base + "--mount=type=secret,id=s,required=true true\n")
+    assert "ssh agent default: not found" in failed(engine, base + "--mount=type=ssh,required true\n")
+    assert "network.host is not allowed" in failed(engine, base + "--network=host true\n")
+    assert "security.insecure is not allowed" in failed(engine, base + "--security=insecure true\n")
+    assert "CDI names are not offered" in failed(engine, base + "--device=vendor.com/class=x true\n")
+    assert 'invalid mount target "/"' in failed(engine, base + "--mount=type=tmpfs,target=/ true\n")
+    seen = "mkdir /m && mount -t tmpfs x /m && ls /sys/class/net | wc -l > /n"
+    allowed = built(engine, f"{base}--network=host --security=insecure {seen}\n", "--allow", "network.host", "--allow", "security.insecure")
+    assert int(show(engine, allowed, "cat /n")) == len(os.listdir("/sys/class/net"))
+
+
+def test_the_environment_of_a_run(engine: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the daemon's or the client's machine (CVE-2021-3602), but the proxies that were asked for."""
+    monkeypatch.setenv("LEAKED", "by the client")
+    args = ["--build-arg", "https_proxy=http://proxy:1", "--build-arg", "UNDECLARED=x", "--no-cache"]
+    image = built(engine, "FROM busybox\nARG A=1\nENV B=2\nRUN env | cut -d= -f1 | sort > /env\n", *args)
+    names = show(engine, image, "cat /env").split()
+    assert set(names) - {"SHLVL", "PWD", "OLDPWD"} == {"A", "B", "HOME", "HOSTNAME", "HTTPS_PROXY", "PATH", "https_proxy"}
+    assert "proxy" not in engine.docker("history", "--no-trunc", image).stdout
+    assert "proxy" not in engine.docker("inspect", image).stdout
+
+
+def test_secrets_leave_no_trace(engine: Daemon, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("very-hidden-value")
+    run = "RUN --mount=type=secret,id=s,env=TOKEN --mount=type=secret,source=s,target=/f wc -c < /f > /n; echo $TOKEN | wc -c >> /n\n"
+    image = built(engine, f"FROM busybox\n{run}", "--secret", f"id=s,src={secret}")
+    assert show(engine, image, "cat /n").split() == ["17", "18"]
+    archive = tmp_path / "image.tar"
+    engine.docker("save", "-o", str(archive), image)
+    assert b"very-hidden-value" not in archive.read_bytes()
+    assert "very-hidden-value" not in engine.log
+    for path in (engine.root / "data").rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20:
+            assert b"very-hidden-value" not in path.read_bytes(), path
+
+
+# -- failures --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_command_shows_code_lines_and_place(engine: Daemon) -> None:
+    told = failed(engine, "FROM busybox\n# why\nRUN for i in 1 2 3; do echo line $i; done; \\\n    echo wrong >&2; exit 42\nRUN true\n")
+    assert "exit code: 42" in told or "non-zero code: 42" in told
+    assert "line 3" in told and "wrong" in told
+    assert "Dockerfile:3" in told
+    assert ">>> RUN for i in 1 2 3" in told
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "parts"),
+    [
+        ("FROM busybox\nRNU x\n", ["unknown instruction: RNU (did you mean RUN?)", "Dockerfile:2", ">>> RNU x"]),
+        ("FROM busybox\nCOPY a\n", ["COPY requires at least two arguments", ">>> COPY a"]),
+        ("FROM busybox\nENV A=${B\n", ["missing '}'", ">>> ENV A=${B"]),
+        ("FROM busybox\nUSER ${U:?who}\n", ["U: who", ">>> USER"]),
+        ("FROM busybox AS a\nCOPY --from=b x /\nFROM busybox AS b\n", ["needs to be defined before current stage", ">>> COPY --from=b"]),
+        ("FROM busybox AS a\nCOPY --from=a x /\n", ["circular dependency detected on stage: a"]),
+        ("FROM busybox\nCOPY none /\n", ["file not found in build context or excluded by .dockerignore", "none"]),
+        ("FROM busybox\nCOPY ../../etc/passwd /\n", ["passwd"]),
+        ("FROM busybox\nCOPY --from=busybox /none /\n", ["none", ">>> COPY --from"]),
+        ("FROM busybox\nRUN --mount=type=bind,source=none,target=/x true\n", ["none", ">>> RUN"]),
+        ("FROM busybox\nSTOPSIGNAL SIGNONE\n", ["SIGNONE"]),
+        ("FROM busybox\nEXPOSE x\n", ["x", ">>> EXPOSE"]),
+        ("FROM busybox\nRUN <<EOF\necho\n", ["unterminated heredoc"]),
+        ("ARG X\nFROM $X\n", ["should not be blank"]),
+        ("FROM busybox\nUSER nobody-here\nRUN true\n", ["nobody-here"]),
+        ('FROM busybox\nSHELL ["/none"]\nRUN true\n', ["/none"]),
+    ],
+)
+def test_every_failure_names_its_place(engine: Daemon, dockerfile: str, parts: list[str]) -> None:
+    told = failed(engine, dockerfile)
+    assert all(part in told for part in parts), told
+    assert not engine.docker("ps", "-aq").stdout
