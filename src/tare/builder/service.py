@@ -35,7 +35,7 @@ from tare.builder.publication import Result
 from tare.builder.request import BuildRequest, Note, Say, Text, Trace
 from tare.builder.running import Runner
 from tare.builder.sessions import Session, Sessions
-from tare.builder.solver import Build
+from tare.builder.solver import Build, in_thread
 from tare.builder.squash import squash
 from tare.builder.stages import PREDEFINED
 from tare.builder.trees import FileTree, TarTree
@@ -160,7 +160,7 @@ class Builder:
             await self._checked(request, dockerfile, text, context, say)
             async with self.images.pins() as pins:
                 results = []
-                imports = Imports(request, self.images, self.layers, pins, Build.in_thread)
+                imports = Imports(request, self.images, self.layers, pins, in_thread)
                 await imports.load(say)
                 for one in _per_platform(request):
                     graph = stages.plan(dockerfile, one.build_args, one.target, one.platform)

@@ -163,8 +163,7 @@ class Build:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work; a cancellation asks it to stop and waits for its end, so that nothing of it goes on unseen."""
-        task = asyncio.ensure_future(asyncio.to_thread(work))
-        return await _to_the_end(task, self.stop.stop)
+        return await in_thread(work, self.stop.stop)
 
     @staticmethod
     async def finally_(work: Awaitable[None]) -> None:
@@ -291,6 +290,11 @@ class Build:
             return (store_layer(self.layers, copying.layer(self.context, items, placement), self.pins.hold).diff_id,)
 
         return await self.in_thread(store)
+
+
+async def in_thread(work: Callable[[], T], hurry: Callable[[], None] = lambda: None) -> T:
+    """Run blocking work in a thread, to its end: a cancellation waits for it, and ``hurry`` makes it soon."""
+    return await _to_the_end(asyncio.ensure_future(asyncio.to_thread(work)), hurry)
 
 
 async def _to_the_end(task: asyncio.Future[T], hurry: Callable[[], None] = lambda: None) -> T:
