@@ -95,6 +95,16 @@ class Recorder:
         connection.request(method, VERSION + path)
         return OpenCall(connection, connection.getresponse())
 
+    def whole(self, method: str, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Status, headers and bytes of one answer. Not recorded."""
+        connection = UnixConnection(self._socket)
+        try:
+            connection.request(method, VERSION + path)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
     def raw(self, label: str, request: bytes, then: Callable[[], object] = lambda: None) -> bytes:
         """Bytes as they are; ``then`` is called when the head of the answer is there. Keeps the answer's head and its bytes."""
         with socket.socket(socket.AF_UNIX) as sock:

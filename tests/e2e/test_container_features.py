@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from docker_calls import Recorder
 from engine_world import DOCKER, Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
@@ -52,6 +53,8 @@ WORKS = [
     ("-w /new/dir", "pwd", r"/new/dir"),
     ("--cpus 0.5 --cpu-shares 512 --memory 32m --memory-swap 64m --pids-limit 50 --memory-reservation 16m", "echo ok", r"ok"),
     ("--annotation a=b --runtime runc --isolation default --stop-signal INT --stop-timeout 1", "echo ok", r"ok"),
+    ("--pids-limit -1", "ls -l /.dockerenv | cut -c1-10", r"-rwxr-xr-x"),
+    ("--security-opt apparmor=docker-default", "echo ok", r"ok"),
     ("--log-opt mode=non-blocking --log-opt max-buffer-size=1m", "echo ok", r"ok"),
 ]
 
@@ -77,6 +80,8 @@ REFUSED = [
     ("--log-driver bogus", "logger: no log driver named 'bogus' is registered"),
     ("--log-driver journald", "journald is not enabled on this host"),
     ("--log-driver syslog --log-opt syslog-address=tcp://127.0.0.1:1", "failed to initialize logging driver: dial tcp"),
+    ("--cgroup-parent /a/../../b", "invalid cgroup parent '/a/../../b'"),
+    ("--volume-driver bogus -v name:/x", 'error looking up volume plugin bogus: plugin "bogus" not found'),
     ("--stop-signal BOGUS", "invalid signal: BOGUS"),
     ("--annotation tare.restart-on-unhealthy=perhaps", "tare.restart-on-unhealthy is true or false"),
 ]
@@ -96,6 +101,26 @@ def test_refused(engine: Daemon, options: str, text: str) -> None:
     done = engine.docker("run", "--rm", *options.split(), "busybox", "true", check=False)
     assert done.returncode in (125, 127)  # 127: the docker command sees "no such file or directory" in the text
     assert text in done.stderr
+
+
+def test_the_mark_of_a_container_is_not_its_own_doing(engine: Daemon) -> None:
+    engine.docker("run", "--name", "marked", "busybox", "true")
+    assert engine.docker("diff", "marked").stdout == ""
+    assert b".dockerenv" in engine.docker("export", "marked", text=False).stdout
+    engine.docker("commit", "marked", "marked:1")
+    assert b".dockerenv" not in engine.docker("save", "marked:1", text=False).stdout
+    engine.docker("rmi", "marked:1")
+
+
+def test_what_a_client_may_not_ask(engine: Daemon) -> None:
+    """Fields that no flag of today's docker sends to a Linux daemon."""
+    recorder = Recorder(str(engine.socket))
+    for host, text in (({"CpuCount": 1}, "CPU count"), ({"CpuPercent": 5}, "CPU percent"), ({"IOMaximumIOps": 5}, "IO IOps")):
+        assert text in recorder.call("", "POST", "/containers/create", {"Image": "busybox", "Cmd": ["true"], "HostConfig": host})["message"]
+    alone = {"Image": "busybox", "Cmd": ["ls", "/sys/class/net"], "NetworkDisabled": True}
+    recorder.call("", "POST", "/containers/create?name=alone", alone)
+    assert "checkpoints are not offered" in recorder.call("", "POST", "/containers/alone/start?checkpoint=x")["message"]
+    assert engine.docker("start", "-a", "alone").stdout == "lo\n"
 
 
 def test_a_joined_ipc_namespace_shares_memory(engine: Daemon) -> None:
@@ -148,7 +173,7 @@ def test_links(engine: Daemon) -> None:
     ]  # fmt: skip
     engine.docker("run", "-d", "--name", "long", "--link", "web", "busybox", "sleep", "1000")
     assert engine.docker("inspect", "-f", "{{.HostConfig.Links}}", "long").stdout == "[/web:/long/web]\n"
-    assert engine.docker("ps", "--no-trunc", "--filter", "name=^/web$", "--format", "{{.Names}}").stdout == "web,long/web\n"
+    assert engine.docker("ps", "--no-trunc", "--filter", "name=^/web$", "--format", "{{.Names}}").stdout == "long/web,web\n"
     engine.docker("stop", "-t", "0", "web")
     engine.docker("run", "-d", "--name", "other", "busybox", "sleep", "1000")  # takes the address
     engine.docker("start", "web")

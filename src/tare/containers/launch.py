@@ -187,8 +187,7 @@ class Launcher:
 
     async def prepare(self, record: Record, attachments: list[Attachment]) -> Launch:
         """Acquire what a start needs. On failure nothing stays acquired."""
-        host = record.host_config
-        mode = self._networks.mode(host.network_mode)
+        mode = self._networks.mode(_network_mode(record))
         self._joined_namespaces(record, mode)  # refuses early what cannot be joined
         self.run_dir(record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self._snapshots.rootfs(record.id)
@@ -269,7 +268,7 @@ class Launcher:
 
     async def _connect(self, record: Record, mode: NetworkMode) -> list[Connection]:
         """The container's place in each of its networks; the first one carries the published ports."""
-        if mode.kind == "container":
+        if mode.kind == "container" or record.config.network_disabled:
             return []
         host, config = record.host_config, record.config
         exposed = list(config.exposed_ports or {})
@@ -315,7 +314,7 @@ class Launcher:
 
     def rewrite_files(self, record: Record) -> None:
         """Bring the files of a running container up to date after it joined or left a network."""
-        mode = self._networks.mode(record.host_config.network_mode)
+        mode = self._networks.mode(_network_mode(record))
         self._write_files(record, mode, self._networks.connections(record.id))
 
     @staticmethod
@@ -445,6 +444,10 @@ class Launcher:
     async def forget(self, record: Record) -> None:
         """The container is being removed: nothing of it may stay."""
         await self._networks.disconnect(record.id)
+
+
+def _network_mode(record: Record) -> str:
+    return "none" if record.config.network_disabled else record.host_config.network_mode
 
 
 def _plain_bindings(host: HostConfig) -> dict[str, list[dict[str, str]] | None]:

@@ -213,13 +213,13 @@ class Lifecycle:
                 container.health_monitor.cancel()
                 container.health_monitor = None
             saved = self._save_exit(container)
-            await self._launcher.release(record)
-            if task is not None and saved:
-                await task.release()
             if exit.oom_killed:
                 self.publish(container, "oom")
             duration = str(max(0, exit.finished_at - state.started_at) // 1_000_000_000)
             self.publish(container, "die", {"exitCode": str(exit.code), "execDuration": duration})
+            await self._launcher.release(record)
+            if task is not None and saved:
+                await task.release()
             container.announce_exit(exit)
             if delay is not None:
                 container.restart_timer = asyncio.create_task(self._restart_later(container, delay))

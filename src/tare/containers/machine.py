@@ -52,6 +52,7 @@ class Machine:
     swap_limit: bool = True
     oom_kill_disable: bool = False
     blkio_weight: bool = True
+    apparmor: bool = True
     missing_sysctls: frozenset[str] = field(default_factory=frozenset)
     """Those of our default sysctls that this kernel does not have."""
 
@@ -128,12 +129,20 @@ def this_machine() -> Machine:
         swap_limit=v1_memory is None or (v1_memory / "memory.memsw.limit_in_bytes").exists(),
         oom_kill_disable=v1_memory is not None and (v1_memory / "memory.oom_control").exists(),
         blkio_weight=v1_blkio is None or (v1_blkio / "blkio.weight").exists() or (v1_blkio / "blkio.bfq.weight").exists(),
+        apparmor=Path("/sys/kernel/security/apparmor").exists() or _flag("/sys/module/apparmor/parameters/enabled"),
         missing_sysctls=frozenset(key for key in DEFAULT_SYSCTLS if not Path("/proc/sys", *key.split(".")).exists()),
     )
 
 
 DEFAULT_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 """In a network namespace of its own a container may use low ports and ping without a capability."""
+
+
+def _flag(path: str) -> bool:
+    try:
+        return Path(path).read_text().startswith("Y")
+    except OSError:
+        return False
 
 
 def _list_at(path: str) -> frozenset[int]:

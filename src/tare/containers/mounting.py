@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tare.containers.copy_up import copy_up
 from tare.containers.mounts import check_tmpfs, oci_mount, propagate
-from tare.errors import InvalidArgument, StartFailed, TareError
+from tare.errors import InvalidArgument, NotFound, StartFailed, TareError
 from tare.linux import mountinfo
 from tare.linux.constants import O_PATH, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS
 from tare.linux.mount import openat2
@@ -47,7 +47,10 @@ class ContainerMounts:
                 if point.type != "volume":
                     continue
                 fresh = not self._volumes.exists(point.name)
-                self._volumes.create(point.name, point.driver, point.labels, point.driver_options, anonymous=point.anonymous)
+                try:
+                    self._volumes.create(point.name, point.driver, point.labels, point.driver_options, anonymous=point.anonymous)
+                except NotFound as error:  # of the driver; a 404 would tell clients that the image is missing
+                    raise InvalidArgument(str(error)) from None
                 if fresh:
                     made.append(point.name)
         except BaseException:

@@ -46,7 +46,7 @@ def resolve_mounts(host: HostConfig, volumes: Iterable[str], inherited: Iterable
         path = clean_destination(destination)
         own[path] = MountPoint(type="tmpfs", source="", destination=path, options=_split(options))
     for bind in host.binds or ():
-        _add(own, _beside_root(parse_bind(bind), data_root))
+        _add(own, _beside_root(_driven(parse_bind(bind), host), data_root))
     for mount in host.mounts or ():
         point = _beside_root(from_mount(mount), data_root)
         if point.destination in own and own[point.destination].type == "tmpfs" and not own[point.destination].from_mounts:
@@ -56,8 +56,15 @@ def resolve_mounts(host: HostConfig, volumes: Iterable[str], inherited: Iterable
     for volume in volumes:
         path = clean_destination(volume)
         if path not in points:
-            points[path] = _anonymous(path)
+            points[path] = _driven(_anonymous(path), host)
     return list(points.values())
+
+
+def _driven(point: MountPoint, host: HostConfig) -> MountPoint:
+    """A volume is of the driver that ``--volume-driver`` names; ``Mounts`` name their own."""
+    if point.type == "volume" and host.volume_driver:
+        point.driver = host.volume_driver
+    return point
 
 
 def _add(points: dict[str, MountPoint], point: MountPoint) -> None:

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _RECOVERED_AT_ONCE = 32
+MARK = ".dockerenv"
+"""Programs look for this file to know that they run in a container. It is no business of images and of ``diff``."""
 
 
 class _StartedMeanwhile(Conflict):
@@ -276,9 +278,9 @@ class Containers:
             self.launcher.make_directories(record)
             diff_ids = [Digest(diff_id) for diff_id in record.diff_ids]
             if self._snapshots.copies:
-                await asyncio.to_thread(self._snapshots.prepare, record.id, diff_ids)
+                await asyncio.to_thread(self._snapshots.prepare, record.id, diff_ids, mark=MARK)
             else:
-                self._snapshots.prepare(record.id, diff_ids)
+                self._snapshots.prepare(record.id, diff_ids, mark=MARK)
             made = self._mounts.make_volumes(record)
             container.save(self._records)
         except BaseException:
@@ -300,7 +302,7 @@ class Containers:
     def _networks_of(self, request: CreateRequest, host: HostConfig) -> dict[str, EndpointSettings]:
         asked = (request.networking_config.endpoints_config if request.networking_config else None) or {}
         mode = host.network_mode
-        if mode.startswith("container:") or mode in ("host", "none"):
+        if mode.startswith("container:") or mode in ("host", "none") or request.network_disabled:
             return {}
         networks = {self._networks.name_of(key): settings or EndpointSettings() for key, settings in asked.items()}
         networks.setdefault(self._networks.name_of(mode), EndpointSettings())

@@ -86,7 +86,7 @@ class _Unpacker:
                 pass  # the container removed it meanwhile
 
     def _path(self, parts: list[bytes]) -> bytes:
-        return b"/".join((self._target, *parts))
+        return b"/".join((self._target.rstrip(b"/"), *parts))
 
     def _forget_parent(self) -> None:
         if self._parent is not None:

@@ -6,6 +6,7 @@ them. What this machine cannot do is dropped with a warning, where dockerd does 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tare.containers import cdi, resources
@@ -55,6 +56,8 @@ def normalise_host_config(
     machine = machine or this_machine()
     _check_config(config)
     _check_modes(host)
+    if any(part in (".", "..") for part in host.cgroup_parent.split("/")) or "\0" in host.cgroup_parent:
+        raise InvalidArgument(f"invalid cgroup parent {host.cgroup_parent!r}: it is a path below the root of the control groups")
     if host.uts_mode == "host" and config.hostname:
         raise InvalidArgument("conflicting options: hostname and the UTS mode")
     check_tmpfs(host)
@@ -75,7 +78,7 @@ def normalise_host_config(
     check_sysctls(host)
     warnings = check_resources(host, machine)
     _check_devices(host, machine)
-    _check_security(host, machine)
+    _check_security(host, machine, warnings)
     for entry in host.extra_hosts or ():
         name, colon, address = entry.replace("=", ":", 1).partition(":")
         if not name or not colon or not address:
@@ -190,11 +193,11 @@ def check_resources(host: HostConfig | UpdateRequest, machine: Machine | None = 
     if host.pids_limit and "pids" not in machine.controllers:
         warnings.append("Your kernel does not support PIDs limit capabilities or the cgroup is not mounted. PIDs limit discarded.")
         host.pids_limit = None
-    if host.blkio_weight and not 10 <= host.blkio_weight <= 1000:
-        raise InvalidArgument("Range of blkio weight is from 10 to 1000")
     if host.blkio_weight and not machine.blkio_weight:
         warnings.append("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
         host.blkio_weight = 0
+    if host.blkio_weight and not 10 <= host.blkio_weight <= 1000:
+        raise InvalidArgument("Range of blkio weight is from 10 to 1000")
     if isinstance(host, HostConfig):
         _check_host_only(host, machine, warnings)
     return warnings
@@ -295,6 +298,8 @@ def _check_host_only(host: HostConfig, machine: Machine, warnings: list[str]) ->
             raise InvalidArgument("Range of blkio weight is from 10 to 1000")
     if host.io_maximum_bandwidth or host.io_maximum_iops:
         raise InvalidArgument("Invalid QoS settings: Linux does not support Maximum IO Bandwidth or Maximum IO IOps")
+    if host.cpu_count or host.cpu_percent:
+        raise InvalidArgument("Invalid QoS settings: Linux does not support CPU count or CPU percent: use NanoCpus")
 
 
 def _check_devices(host: HostConfig, machine: Machine) -> None:
@@ -309,8 +314,11 @@ def _check_devices(host: HostConfig, machine: Machine) -> None:
     resources.limits(host, machine)
 
 
-def _check_security(host: HostConfig, machine: Machine) -> None:
+def _check_security(host: HostConfig, machine: Machine, warnings: list[str]) -> None:
     options = parse_security_options(host.security_opt)
+    if options.apparmor not in ("", UNCONFINED) and not machine.apparmor:
+        warnings.append(f"AppArmor is not enabled on this host. Profile {options.apparmor} discarded.")
+        host.security_opt = [option for option in host.security_opt or () if not re.match("apparmor[=:]", option)]
     if options.seccomp not in ("", UNCONFINED):
         seccomp_profile_of(host, options, effective_capabilities(host, machine), machine)
 
@@ -322,8 +330,11 @@ def _fill_defaults(host: HostConfig, machine: Machine) -> None:
     host.runtime = host.runtime or "runc"
     host.restart_policy.name = host.restart_policy.name or "no"
     host.shm_size = host.shm_size or DEFAULT_SHM_SIZE
-    if host.pids_limit == 0:
-        host.pids_limit = None
+    if host.pids_limit is not None and host.pids_limit <= 0:
+        host.pids_limit = None  # both are written for "unlimited"
+    labelled = any(re.match("label[=:]", option) for option in host.security_opt or ())
+    if not labelled and (host.privileged or "host" in (host.ipc_mode, host.pid_mode)):
+        host.security_opt = [*(host.security_opt or ()), "label=disable"]
     if host.oom_kill_disable is None and machine.oom_kill_disable:
         host.oom_kill_disable = False
     if not host.privileged:

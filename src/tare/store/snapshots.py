@@ -89,8 +89,9 @@ class Snapshots:
             if not name.startswith("."):
                 yield name
 
-    def prepare(self, id: str, diff_ids: Sequence[Digest]) -> None:
-        """Make an empty snapshot over these layers (bottom first). ``Conflict`` if it exists, ``NotFound`` if a layer is missing."""
+    def prepare(self, id: str, diff_ids: Sequence[Digest], *, mark: str = "") -> None:
+        """Make a snapshot over these layers (bottom first), empty but for an empty file called ``mark``. ``Conflict`` if it exists,
+        ``NotFound`` if a layer is missing."""
         path = self.path(id)
         mode, uid, gid = 0o755, 0, 0
         for diff_id in diff_ids:
@@ -110,6 +111,8 @@ class Snapshots:
             if self.copies:
                 self._copy(diff_ids, upper)
             (path / "work").mkdir(mode=0o700)
+            if mark:
+                _put_mark(upper, mark)
             if uid or gid:
                 os.chown(upper, uid, gid)
             upper.chmod(mode)
@@ -335,3 +338,13 @@ def _view(lower: Sequence[Path]) -> int:
     finally:
         for file in opened:
             os.close(file)
+
+
+def _put_mark(upper: Path, name: str) -> None:
+    """An empty file of mode 0755 in a fresh tree, which may be a copy of an image: what the image has there stays as it is."""
+    directory = os.open(upper, _DIRECTORY)
+    try:
+        with suppress(FileExistsError):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o755, dir_fd=directory))
+    finally:
+        os.close(directory)

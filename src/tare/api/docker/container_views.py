@@ -161,7 +161,7 @@ def network_settings(record: Record, connections: Mapping[str, Connection]) -> d
     first = next(iter(connections.values()), None)
     networks = {name: endpoint_view(settings, connections.get(name), record) for name, settings in record.networks.items()}
     mode = record.host_config.network_mode
-    if not networks and mode in ("host", "none"):
+    if not networks and mode in ("host", "none") and not record.config.network_disabled:
         networks[mode] = endpoint_view(EndpointSettings(), connections.get(mode), record)
     return {
         "Bridge": "",

@@ -10,6 +10,7 @@ import msgspec
 
 from tare.api.docker import container_views as views
 from tare.api.docker import version_differences as differences
+from tare.api.docker.absent import NO_CHECKPOINTS
 from tare.api.docker.attach import attach_request, detach_keys
 from tare.api.docker.filters import container_filter
 from tare.api.docker.logs import stream_logs
@@ -95,7 +96,7 @@ class ContainerHandlers:
             names[image] = self._image_name(record)
         return views.list_view(
             container,
-            names=(record.name, *links.get(record.id, ())),
+            names=sorted((record.name, *links.get(record.id, ()))),
             image_name=names[image],
             connections=self._connections(record),
             mounts=self._mounts(record),
@@ -146,6 +147,8 @@ class ContainerHandlers:
         if request.head.chunked or (request.head.content_length or 0) > _EMPTY_OBJECT:
             raise InvalidArgument("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
         await request.read()
+        if request.query.get("checkpoint") or request.query.get("checkpoint-dir"):
+            raise Unsupported(NO_CHECKPOINTS)
         await self._containers.lifecycle.start(self._get(request))
         return NO_CONTENT
 
@@ -270,10 +273,6 @@ class ContainerHandlers:
         if not any(item["Path"] != "/etc" and str(item["Path"]).startswith("/etc/") for item in shown):
             shown = [item for item in shown if item["Path"] != "/etc"]  # changed only by our mount points in it
         return json_response(shown or None)
-
-    async def no_copy(self, request: Request) -> Response:
-        self._get(request)
-        raise Unsupported("copying files from or to a container (cp, export) is not part of this release: use 'exec -i' with tar")
 
 
 def _stop_options(request: Request, version: ApiVersion) -> tuple[int | None, str]:

@@ -142,6 +142,8 @@ def _ancestor(values: list[str], images: Images) -> Filter:
 
 
 def _until(values: list[str]) -> Filter:
+    if len(values) > 1:
+        raise InvalidArgument("more than one until filter specified")
     limit = parse_until(values[0])
     return lambda c: c.record.created < limit
 

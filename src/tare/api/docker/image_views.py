@@ -58,7 +58,7 @@ def inspection(image: Image, driver: str, version: ApiVersion) -> ImageInspect:
         repo_tags=[*image.tags],
         repo_digests=[*image.repo_digests],
         parent=image.parent,
-        comment=config.comment or next((step.comment for step in reversed(config.history or ()) if step.comment), ""),
+        comment=config.comment or (config.history[-1].comment if config.history else "") or "",
         created=image.created,
         docker_version=config.docker_version or "",
         author=config.author or "",
