@@ -67,6 +67,8 @@ class EngineConfig:
     shutdown_timeout: int = 15
     max_concurrent_downloads: int = 3
     max_concurrent_uploads: int = 5
+    drop_compressed_layers: bool = False
+    """Whether images lose their compressed layers once they are here: less disk, other digests when they are pushed elsewhere."""
     max_download_attempts: int = 5
     """Tries in a row of one layer's download that may bring nothing."""
     debug: bool = False

@@ -86,6 +86,9 @@ OPTIONS = (
     Option("tlskey", "tlskey", "path", "Path of the TLS key"),
     Option("shutdown-timeout", "shutdown_timeout", "int", "Seconds to wait for requests under way at shutdown"),
     Option("max-concurrent-downloads", "max_concurrent_downloads", "int", "Layers fetched at once"),
+    Option(
+        "drop-compressed-layers", "drop_compressed_layers", "bool", "Do not keep the compressed form of layers that were pulled or loaded"
+    ),
     Option("max-concurrent-uploads", "max_concurrent_uploads", "int", "Layers pushed at once"),
     Option("max-download-attempts", "max_download_attempts", "int", "Tries of a layer's download that may bring nothing"),
     Option("dns", "dns", "list", "DNS server for containers"),

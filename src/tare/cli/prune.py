@@ -68,8 +68,10 @@ def prune_containers(client: Client, given: Sequence[str]) -> tuple[str, int]:
     return _lines("Deleted Containers", answer.get("ContainersDeleted") or ()), int(answer.get("SpaceReclaimed") or 0)
 
 
-def prune_images(client: Client, given: Sequence[str], *, everything: bool) -> tuple[str, int]:
-    answer = client.call("POST", "/images/prune", {"filters": filters([*given, f"dangling={str(not everything).lower()}"])}) or {}
+def prune_images(client: Client, given: Sequence[str], *, everything: bool, compressed: bool = False) -> tuple[str, int]:
+    """Text about what was removed, and bytes; with ``compressed`` the images that stay lose the form in which they came."""
+    query = {"filters": filters([*given, f"dangling={str(not everything).lower()}"]), "compressed": compressed or None}
+    answer = client.call("POST", "/images/prune", query) or {}
     lines = [_deleted(entry) for entry in answer.get("ImagesDeleted") or ()]
     return _lines("Deleted Images", lines), int(answer.get("SpaceReclaimed") or 0)
 
@@ -108,11 +110,20 @@ def _container_prune(context: Context, options: Options) -> int:
     return 0
 
 
+def _retention(options: Options) -> list[str]:
+    """``--keep-last`` and ``--unused-for`` as filters."""
+    rules = [f"keep-last={options.number('keep-last')}"] if "keep-last" in options.given else []
+    return rules + ([f"unused-for={options.text('unused-for')}"] if "unused-for" in options.given else [])
+
+
 def _image_prune(context: Context, options: Options) -> int:
-    given, everything = _all_filters(options), options.on("all")
+    rules, compressed = _retention(options), options.on("compressed")
+    given, everything = [*_all_filters(options), *rules], options.on("all") or bool(rules)
     what = "all images without at least one container associated to them" if everything else "all dangling images"
+    what += "".join(f", but {rule.replace('=', ' ')}" for rule in rules)
+    what += ", and the compressed layers of all others" if compressed else ""
     confirm(f"WARNING! This will remove {what}.", options)
-    text, space = prune_images(context.client, given, everything=everything)
+    text, space = prune_images(context.client, given, everything=everything, compressed=compressed)
     sys.stdout.write(text + reclaimed(space))
     return 0
 
@@ -152,6 +163,10 @@ def _system_prune(context: Context, options: Options) -> int:
 
 
 _FILTER = ("filter", "", "filter", 'Provide filter values (e.g. "until=<timestamp>")')
+_RETENTION = (
+    ("keep-last", "", "int", "Keep the newest images of each repository; implies --all"),
+    ("unused-for", "", "string", "Keep images that something was made of, or that got a name, within this time (720h); implies --all"),
+)
 _FORCE = ("force", "f", "bool", "Do not prompt for confirmation")
 CONTAINER_PRUNE = Command(
     "container prune", "container prune [OPTIONS]", "Remove all stopped containers", _container_prune, (_FILTER, _FORCE), most=0,
@@ -159,7 +174,12 @@ CONTAINER_PRUNE = Command(
 )  # fmt: skip
 IMAGE_PRUNE = Command(
     "image prune", "image prune [OPTIONS]", "Remove unused images", _image_prune,
-    (("all", "a", "bool", "Remove all unused images, not just dangling ones"), _FILTER, _FORCE), most=0,
+    (
+        ("all", "a", "bool", "Remove all unused images, not just dangling ones"),
+        ("compressed", "", "bool", "Remove the compressed layers of images that stay: they run, but are pushed and saved anew"),
+        _FILTER, _FORCE, *_RETENTION,
+    ),
+    most=0, examples=("tare image prune --keep-last 3 --unused-for 720h      old versions that nothing was made of for a month",),
 )  # fmt: skip
 SYSTEM_PRUNE = Command(
     "system prune", "system prune [OPTIONS]", "Remove unused data", _system_prune,

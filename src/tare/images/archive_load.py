@@ -10,7 +10,7 @@ As with a pull, a crash at any instant leaves no half image. Compressed layers o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,14 @@ class Loader:
     """Loads archives into one engine's stores."""
 
     def __init__(
-        self, content: ContentStore, layers: LayerDriver, metadata: Metadata, records: Records, garbage: Garbage, events: EventBus
+        self,
+        content: ContentStore,
+        layers: LayerDriver,
+        metadata: Metadata,
+        records: Records,
+        garbage: Garbage,
+        events: EventBus,
+        settle: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         self._content = content
         self._layers = layers
@@ -54,6 +61,7 @@ class Loader:
         self._names = records.names
         self._garbage = garbage
         self._events = events
+        self._settle = settle
 
     async def receive(self, source: AsyncIterator[bytes]) -> Archive:
         """Take the archive in; ``close`` it after ``load``."""
@@ -75,6 +83,7 @@ class Loader:
                     await self._store_safely(archive, image, tell)
                 await asyncio.sleep(0)  # what the thread reported comes first
                 self._record(family, report)
+            await self._settle([str(image.id) for image in family])
 
     async def _store_safely(self, archive: Archive, image: Packaged, tell: Callable[[Progress], None]) -> None:
         work = asyncio.create_task(asyncio.to_thread(self._store, archive, image, tell))

@@ -79,6 +79,7 @@ class Images:
         self.siblings = self._records.siblings
         """Images of one index."""
         self._garbage = Garbage(content, layers, metadata)
+        self._drops_compressed = config.drop_compressed_layers
         self._pulls: SharedTasks[Image] = SharedTasks()
         self.registry = Registry(
             content,
@@ -92,7 +93,7 @@ class Images:
         self.publisher = Publisher(content, layers, metadata, self._records, self._garbage, self.registry, events)
         """Pushes."""
         self.saver = Saver(content, layers, metadata, self._records, self._garbage)
-        self.loader = Loader(content, layers, metadata, self._records, self._garbage, events)
+        self.loader = Loader(content, layers, metadata, self._records, self._garbage, events, self._settle)
         self.users_of: Callable[[str], Sequence[tuple[str, bool]]] = lambda image_id: ()
         """Containers made of an image: their ids, and whether they run."""
         self._remover = Remover(self._records, self._garbage, lambda image_id: self.users_of(image_id), self._publish)
@@ -252,6 +253,7 @@ class Images:
                 raise
             self._record_pulled(every)
         pulled = every[-1]
+        await self._settle([str(each.image_id) for each in every])
         image = self._records.image(str(pulled.image_id))
         name = reference.familiar()
         report(Progress(f"Digest: {pulled.digest}"))
@@ -422,18 +424,39 @@ class Images:
         """Remove a name, and the image with its last one; or, given an id, the image with its names. See ``removing.py``."""
         return await self._remover.delete(name, force, prune, platforms)
 
-    async def prune(self, dangling: bool = True, filters: Mapping[str, Sequence[str]] | None = None) -> tuple[builtins.list[Removal], int]:
+    async def prune(
+        self, dangling: bool = True, filters: Mapping[str, Sequence[str]] | None = None, *, compressed: bool = False
+    ) -> tuple[builtins.list[Removal], int]:
         """Remove images that no container uses (``dangling``: only those without a tag); returns what went and the bytes freed.
 
-        ``filters``: those of ``list``, and ``keep-last`` and ``unused-for`` (``retention.py``).
+        ``filters``: those of ``list``, and ``keep-last`` and ``unused-for`` (``retention.py``). With ``compressed`` the images that stay
+        lose their compressed layers: they work, but a push to a registry that has not got these gives another digest.
         """
         given = filters or {}
         own = {name: given[name] for name in OWN if name in given}
         found = self.list({name: values for name, values in given.items() if name not in own})
         removals = self._remover.remove_unused(prunable(found, self.list() if own else (), dangling, own, time.time()))
+        if compressed:
+            self._drop_compressed([image_id for image_id, _ in self._records.all()])
         freed = await self._garbage.collect_all()
         self._events.publish("image", "prune", "", {"reclaimed": str(freed.bytes)})
         return removals, freed.bytes
+
+    async def _settle(self, image_ids: Sequence[str]) -> None:
+        """These images have come and are recorded."""
+        if self._drops_compressed:
+            await self._garbage.collect(self._drop_compressed(image_ids), ())
+
+    def _drop_compressed(self, image_ids: Iterable[str]) -> builtins.list[str]:
+        """Let images do without their compressed layers where the layer store can give the plain ones; returns what may be deleted."""
+        dropped = []
+        with self._metadata.transaction():
+            for image_id in image_ids:
+                record = self._records.need(image_id)
+                if record.blobs and all(self._layers.has_tar(Digest.parse(diff_id)) for diff_id in record.diff_ids):
+                    dropped += record.blobs
+                    self._records.put(image_id, msgspec.structs.replace(record, blobs=[]))
+        return dropped
 
     async def collect_garbage(self, age: float = 0.0) -> Freed:
         """Delete whatever a crash or a broken-off pull left in the stores, when it is ``age`` seconds old.

@@ -129,7 +129,7 @@ class ImageHandlers:
         filters = read_filters(request).check(("dangling", "label", "label!", "until", *OWN))
         dangling = filters.flag("dangling", True)
         filters.pop("dangling", None)
-        removals, freed = await self._images.prune(dangling, filters)
+        removals, freed = await self._images.prune(dangling, filters, compressed=boolean(request, "compressed"))  # the latter is our own
         return json_response({"ImagesDeleted": [{r.kind: str(r.name)} for r in removals] or None, "SpaceReclaimed": freed})
 
     async def search(self, request: Request) -> Response:
