@@ -32,8 +32,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tare.linux import classic_bpf as bpf
 from tare.linux import syscalls
@@ -87,22 +86,23 @@ _OFFSET_ARGUMENTS = 16
 _ARM_PRIVATE = 0xF0000
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
+class Test(NamedTuple):
     """One comparison of a system call's argument; for ``MASKED_EQ`` ``value`` is the mask and ``value_two`` the result."""
 
-    index: int
+    argument: int
     operator: str
     value: int
     value_two: int
 
 
-@dataclass(slots=True)
 class Verdict:
     """What a profile says about one system call: guarded answers in order, then the answer without a guard, if any."""
 
-    guarded: list[tuple[tuple[Test, ...], int]] = field(default_factory=list)
-    plain: int | None = None
+    __slots__ = ("guarded", "plain")
+
+    def __init__(self) -> None:
+        self.guarded: list[tuple[tuple[Test, ...], int]] = []
+        self.plain: int | None = None
 
 
 def native_arch() -> str:
@@ -188,7 +188,7 @@ def _tests(rule: Mapping[str, Any]) -> list[tuple[Test, ...]]:
         if operator not in _OPERATORS or not all(isinstance(n, int) and 0 <= n < 1 << 64 for n in numbers) or index > 5:
             raise OSError(errno.EINVAL, f"not a seccomp argument test: {item!r}", "seccomp")
         tests.append(Test(index, operator, value, value_two))
-    if len({test.index for test in tests}) < len(tests):
+    if len({test.argument for test in tests}) < len(tests):
         return [(test,) for test in tests]
     return [tuple(tests)] if tests else []
 
@@ -311,7 +311,7 @@ class _Tree:
     def _test(self, test: Test, passed: int, failed: int) -> int:
         """Compare a 64-bit argument in two halves, the upper one first."""
         write = self._assembler
-        low = _OFFSET_ARGUMENTS + 8 * test.index
+        low = _OFFSET_ARGUMENTS + 8 * test.argument
         value_low, value_high = test.value & 0xFFFFFFFF, test.value >> 32
         match test.operator:
             case "NE":

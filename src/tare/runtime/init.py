@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tare.linux import process
 from tare.runtime import messages
 from tare.runtime.context import Context, KeeperGone, SetupFailed, reason
 from tare.runtime.plan import Step, decode_steps
-from tare.runtime.prepared import Prepared, prepare
 from tare.runtime.steps import kernel, mounts, namespaces, rootfs
 from tare.runtime.steps import process as process_steps
+
+if TYPE_CHECKING:
+    from tare.runtime.prepared import Prepared
 
 STEP_MODULES = (kernel, mounts, namespaces, process_steps, rootfs)
 """Importing them has made their steps known to the decoder."""
@@ -42,20 +44,6 @@ def run(line: socket.socket, steps: str | list[Any], streams: list[int], pidfd: 
         code = 2
     finally:
         os._exit(code)
-
-
-def wait_for_steps(line: socket.socket) -> None:
-    """A spare init: blocked until its keeper has a container for it."""
-    process.set_dumpable(False)
-    process.die_with_parent()
-    ahead = prepare()
-    try:
-        message, fds = messages.receive(line)
-    except (OSError, ValueError):
-        os._exit(2)
-    if message is None:
-        os._exit(0)
-    run(line, message["steps"], fds, prepared=ahead)
 
 
 def _report(line: socket.socket, error: SetupFailed) -> None:

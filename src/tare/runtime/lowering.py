@@ -284,7 +284,10 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
     steps.extend(cgroup_files)
     if wanted.get("net") == "":
         steps.append(kernel.LoopbackUp())
-    steps.extend(kernel.ConfigureLink(link.name, link.addresses, link.gateways) for link in around.links)
+    if around.links:
+        from tare.runtime.steps.network import ConfigureLink  # not paid for by tare-runtime, which has no links
+
+        steps.extend(ConfigureLink(link.name, link.addresses, link.gateways) for link in around.links)
     if linux.get("readonlyPaths"):
         steps.append(rootfs.ReadonlyPaths(tuple(linux["readonlyPaths"])))
     if linux.get("maskedPaths"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from tare.linux import libc, mount, namespaces
+from tare.linux import libc, loopback, mount, namespaces
 from tare.linux.constants import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -20,7 +20,6 @@ from tare.linux.constants import (
     MOUNT_ATTR_RDONLY,
     MOUNT_ATTR_STRICTATIME,
 )
-from tare.linux.netlink import Route
 from tare.runtime.steps.rootfs import fill_dev
 
 NAMESPACES = ("net", "uts", "ipc")
@@ -67,8 +66,7 @@ def prepare() -> Prepared:
     prepared = Prepared()
     try:
         libc.unshare(namespaces.flags_of(NAMESPACES))
-        with Route() as route:
-            route.set_link(1, up=True)
+        loopback.bring_up()
         prepared.namespaces = NAMESPACES
     except OSError:
         return prepared

@@ -10,7 +10,8 @@ from tare.linux import libc, process
 from tare.linux.cgroup.detect import Layout
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
-from tare.runtime import init
+from tare.runtime import init, messages
+from tare.runtime.prepared import prepare
 
 SPARE_PREFIX = "spare-"
 """Of the cgroups in which they wait."""
@@ -42,7 +43,7 @@ def make_spare(layout: Layout | None, cgroup_parent: str) -> SpareInit:
     pid = os.fork()
     if pid == 0:
         process.close_all_but({theirs.fileno()})
-        init.wait_for_steps(theirs)
+        wait_for_steps(theirs)
     theirs.close()
     spare = SpareInit(pid, ours, None)
     try:
@@ -54,3 +55,17 @@ def make_spare(layout: Layout | None, cgroup_parent: str) -> SpareInit:
         spare.discard()
         raise
     return spare
+
+
+def wait_for_steps(line: socket.socket) -> None:
+    """A spare init: blocked until its keeper has a container for it."""
+    process.set_dumpable(False)
+    process.die_with_parent()
+    ahead = prepare()
+    try:
+        message, fds = messages.receive(line)
+    except (OSError, ValueError):
+        os._exit(2)
+    if message is None:
+        os._exit(0)
+    init.run(line, message["steps"], fds, prepared=ahead)

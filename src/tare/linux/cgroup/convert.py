@@ -15,14 +15,12 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Resources = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Write:
+class Write(NamedTuple):
     """Write a value into one file of a group. ``required``: a failure for want of the file or of permission is an error, not a warning."""
 
     controller: str

@@ -17,8 +17,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 V1_CONTROLLERS = frozenset(
     "blkio cpu cpuacct cpuset debug devices freezer hugetlb memory misc net_cls net_prio perf_event pids rdma".split()
@@ -26,8 +25,7 @@ V1_CONTROLLERS = frozenset(
 """Words that name a controller among a v1 mount's options; all others (``xattr``, ``clone_children``, ...) are flags."""
 
 
-@dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """One mounted cgroup file system. ``name`` is that of a named v1 hierarchy (``systemd``), else empty."""
 
     mount: str
@@ -36,8 +34,7 @@ class Hierarchy:
     name: str = ""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The hierarchies in which a group has to exist. ``v1`` in mount order, ``unified`` None on a pure v1 machine."""
 
     v1: tuple[Hierarchy, ...]
@@ -68,14 +65,14 @@ class Layout:
         return None
 
 
-def detect(root: Path = Path("/sys/fs/cgroup")) -> Layout:
+def detect(root: str = "/sys/fs/cgroup") -> Layout:
     """Find the hierarchies mounted at or below ``root``; raises ``OSError`` (ENOENT) when there is none."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-        found = parse_mountinfo(stream, str(root))
+        found = parse_mountinfo(stream, root)
     if found.unified is not None:
         found = Layout(found.v1, _with_controllers(found.unified))
     if not found.v1 and found.unified is None:
-        raise OSError(errno.ENOENT, "no cgroup hierarchy is mounted here; mount cgroup2", str(root))
+        raise OSError(errno.ENOENT, "no cgroup hierarchy is mounted here; mount cgroup2", root)
     return found
 
 

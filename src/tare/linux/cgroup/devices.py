@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 ANY = -1
@@ -22,12 +21,18 @@ Node = tuple[str, int, int]
 """Type (``b`` or ``c``), major, minor; ``ANY`` for every number."""
 
 
-@dataclass
 class Policy:
     """``allow`` is the answer for a node that no exception covers; an exception turns it around for the given accesses."""
 
-    allow: bool = False
-    exceptions: dict[Node, frozenset[str]] = field(default_factory=dict)
+    def __init__(self, allow: bool = False, exceptions: dict[Node, frozenset[str]] | None = None) -> None:
+        self.allow = allow
+        self.exceptions = exceptions if exceptions is not None else {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and (self.allow, self.exceptions) == (other.allow, other.exceptions)
+
+    def __repr__(self) -> str:
+        return f"Policy({'all' if self.allow else 'nothing'} but {self.lines()})"
 
     @classmethod
     def of(cls, rules: Iterable[Mapping[str, Any]]) -> Policy:

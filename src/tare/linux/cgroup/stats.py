@@ -6,7 +6,6 @@ Times are nanoseconds, sizes bytes. A counter that the kernel does not offer is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 UNLIMITED = 2**63 - 1
@@ -27,8 +26,7 @@ class BlockEntry(NamedTuple):
     value: int
 
 
-@dataclass(frozen=True)
-class CpuStats:
+class CpuStats(NamedTuple):
     usage: int = 0
     user: int = 0
     system: int = 0
@@ -39,36 +37,32 @@ class CpuStats:
     throttled_time: int = 0
 
 
-@dataclass(frozen=True)
-class MemoryStats:
+class MemoryStats(NamedTuple):
     usage: int = 0
     max_usage: int = 0
     limit: int = UNLIMITED
     failures: int = 0
     """How often the limit was hit: v1 ``memory.failcnt``, v2 the ``oom`` count of ``memory.events``."""
     swap_usage: int = 0
-    stat: Mapping[str, int] = field(default_factory=dict)
+    stat: Mapping[str, int] = {}
 
 
-@dataclass(frozen=True)
-class PidsStats:
+class PidsStats(NamedTuple):
     current: int = 0
     limit: int = UNLIMITED
 
 
-@dataclass(frozen=True)
-class BlockStats:
+class BlockStats(NamedTuple):
     service_bytes: tuple[BlockEntry, ...] = ()
     serviced: tuple[BlockEntry, ...] = ()
 
 
-@dataclass(frozen=True)
-class CgroupStats:
+class CgroupStats(NamedTuple):
     """One sample. ``version`` is the layout of the memory and cpu figures (1 or 2): their ``stat`` keys differ."""
 
     version: int
     cpu: CpuStats = CpuStats()
-    memory: MemoryStats = field(default_factory=MemoryStats)
+    memory: MemoryStats = MemoryStats()
     pids: PidsStats = PidsStats()
     block: BlockStats = BlockStats()
 

@@ -22,7 +22,7 @@ from tare.linux.constants import (
 from tare.runtime.cli import bundle as bundles
 from tare.runtime.cli import hooks
 from tare.runtime.plan import Plan, Step
-from tare.runtime.steps import kernel, mounts, namespaces, process, rootfs
+from tare.runtime.steps import kernel, mounts, namespaces, network, process, rootfs
 
 ATTRIBUTES = {MOUNT_ATTR_RDONLY: "ro", MOUNT_ATTR_NOSUID: "nosuid", MOUNT_ATTR_NODEV: "nodev", MOUNT_ATTR_NOEXEC: "noexec"}
 PROPAGATION = {MS_PRIVATE: "private", MS_SHARED: "shared", MS_SLAVE: "slave", MS_UNBINDABLE: "unbindable"}
@@ -103,7 +103,7 @@ def section(item: Step, before: str) -> str:
         return "init: namespaces"
     if isinstance(item, mounts.OpenSources | mounts.PrivateMounts):
         return "init: root file system"
-    if isinstance(item, kernel.LoopbackUp | kernel.ConfigureLink):
+    if isinstance(item, kernel.LoopbackUp | network.ConfigureLink):
         return "init: network"
     if isinstance(item, kernel.SetNames | kernel.SetSysctls):
         return "init: kernel parameters"

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -118,7 +117,13 @@ class Store:
             return []
 
     def remove(self, container_id: str) -> None:
-        shutil.rmtree(self.directory(container_id), ignore_errors=True)
+        directory = self.directory(container_id)
+        try:
+            for name in os.listdir(directory):
+                os.unlink(os.path.join(directory, name))
+            os.rmdir(directory)
+        except OSError:
+            pass
 
     def status(self, record: Record) -> str:
         """Found out now."""

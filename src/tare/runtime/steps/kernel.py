@@ -1,4 +1,4 @@
-"""Steps that set kernel parameters of the container: names, sysctls, limits, and its side of the network."""
+"""Steps that set kernel parameters of the container: names, sysctls, limits, its loopback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import resource
 from typing import NamedTuple
 
-from tare.linux import libc, mount
+from tare.linux import libc, loopback, mount
 from tare.linux.constants import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -17,7 +17,6 @@ from tare.linux.constants import (
     RESOLVE_NO_SYMLINKS,
     RESOLVE_NO_XDEV,
 )
-from tare.linux.netlink import Route
 from tare.runtime.context import Context, SetupFailed, reason
 from tare.runtime.plan import step
 
@@ -157,32 +156,4 @@ class LoopbackUp(NamedTuple):
     def run(self, context: Context) -> None:
         if context.prepared is not None and "net" in context.prepared.namespaces:
             return
-        with Route() as route:
-            route.set_link(1, up=True)
-
-
-@step
-class ConfigureLink(NamedTuple):
-    """Our end of a veth pair: addresses, up, default routes."""
-
-    name: str
-    addresses: tuple[str, ...]
-    gateways: tuple[str, ...]
-
-    def describe(self) -> str:
-        return f"configure {self.name}: {' '.join(self.addresses)}" + (f" via {' '.join(self.gateways)}" if self.gateways else "")
-
-    def run(self, context: Context) -> None:
-        context.wait("network")
-        try:
-            with Route() as route:
-                link = route.link(self.name)
-                if link is None:
-                    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), self.name)
-                for address in self.addresses:
-                    route.add_address(link.index, address)
-                route.set_link(link.index, up=True)
-                for gateway in self.gateways:
-                    route.add_route(None, gateway, link.index)
-        except OSError as error:
-            raise SetupFailed(f"failed to configure network interface {self.name}: {reason(error)}") from None
+        loopback.bring_up()
