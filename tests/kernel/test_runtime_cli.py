@@ -268,18 +268,6 @@ def test_namespaces_by_path(host: Host) -> None:
     assert out == [os.readlink(f"/proc/{pid}/ns/net"), "tare", "1"]
 
 
-def test_a_user_namespace(host: Host) -> None:
-    def mapped(config: dict[str, Any]) -> None:
-        config["linux"]["namespaces"].append({"type": "user"})
-        config["linux"] |= {key: [{"containerID": 0, "hostID": 200000, "size": 1000}] for key in ("uidMappings", "gidMappings")}
-        config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
-
-    for directory in [host.base, *host.base.parents, host.root, *host.root.parents]:
-        if directory.stat().st_mode & 0o001 == 0:
-            directory.chmod(directory.stat().st_mode | 0o011)
-    assert host.sh("id -u; cat /proc/self/uid_map; echo $$", mapped).split() == ["0", "0", "200000", "1000", "1"]
-
-
 def receive_master(listener: socket.socket) -> int:
     connection, _ = listener.accept()
     with connection:

@@ -179,6 +179,8 @@ class Child:
             self.warnings = list(message["warnings"])
         if at == "ready":
             self.ready_at = time.time_ns()
+        elif at == "forked":
+            self._follow_fork(int(message["pid"]))
         elif at == "console" and self.plan.inherit:
             send_console(self._inherited, fds)
             self._inherited = []
@@ -188,6 +190,15 @@ class Child:
             fds = []
         messages.close_all(fds)
         self._on_message(at, self)
+
+    def _follow_fork(self, pid: int) -> None:
+        """The process goes on as its child, in a pid namespace of its own (``ForkIntoPidNamespace``)."""
+        before, self.pidfd = self.pidfd, os.pidfd_open(pid)  # a number of its own: an event of the old one may be under way
+        self.reactor.forget(before)
+        os.close(before)
+        os.waitpid(self.pid, 0)
+        self.pid = pid
+        self.reactor.watch(self.pidfd, READ, self._on_exit)
 
     def _close_line(self) -> None:
         if self._line is not None:
@@ -233,9 +244,12 @@ class Child:
     def _on_exit(self, events: int) -> None:
         if self._line is not None:
             # What it said before it died comes first.
+            pid = self.pid
             self.reactor.forget(self.pidfd)
             while self._line is not None:
                 self._on_line(READ)
+                if self.pid != pid:
+                    return  # it has not ended, but gone on as another process
             if self.status is not None:
                 return
         self._reap()

@@ -33,7 +33,7 @@ from typing import Any
 from tare.linux import libc, namespaces, process, pty
 from tare.linux.cgroup.detect import Layout
 from tare.linux.cgroup.group import Cgroup
-from tare.linux.constants import NAMESPACE_FLAGS
+from tare.linux.constants import NAMESPACE_FLAGS, PR_SET_CHILD_SUBREAPER
 from tare.runtime import init, messages
 from tare.runtime.children import Child, attach
 from tare.runtime.context import SetupFailed, reason
@@ -158,6 +158,8 @@ class Keeper:
         kind = self.plan.pid_namespace
         if kind == "new":
             libc.unshare(NAMESPACE_FLAGS["pid"])
+        elif kind == "own":
+            libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # the init will be a grandchild
         elif kind != "host":
             fd = namespaces.open_namespace(kind)
             namespaces.join(fd, "pid")

@@ -3,7 +3,7 @@
 The order of the init's steps, and why:
 
     open namespaces to join        before anything changes what their paths mean
-    user namespace                 it owns those made after it
+    user namespace                 it owns those made after it, also the pid namespace, which takes a second fork
     other namespaces               the keeper is told, and makes links while we mount
     open bind sources              the host's tree is still visible, with its propagation
     private tree, root, mounts     cgroup files as late as possible: the keeper attaches us meanwhile
@@ -113,6 +113,10 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
         steps.append(namespaces.NewUserNamespace())
     if joined:
         steps.append(namespaces.JoinNamespaces(tuple(sorted(joined, key=lambda kind: (kind != "user", kind == "mnt", kind)))))
+    pids = wanted["pid"] or "new" if "pid" in wanted else "host"
+    if pids == "new" and "user" in wanted:
+        pids = "own"
+        steps.append(namespaces.ForkIntoPidNamespace())
     if new:
         steps.append(namespaces.NewNamespaces(new))
     steps.append(namespaces.NamespacesReady())
@@ -126,7 +130,7 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
         run_dir=around.run_dir,
         cgroup=around.cgroup,
         resources=dict(linux.get("resources") or {}),
-        pid_namespace=wanted["pid"] or "new" if "pid" in wanted else "host",
+        pid_namespace=pids,
         links=tuple(LinkPlan(link.host_name, link.bridge, link.name, link.mac, link.mtu, link.kind, link.mode) for link in around.links),
         name_server=around.name_server,
         uid_map=_maps(linux.get("uidMappings")),

@@ -118,7 +118,7 @@ class KeeperPlan(NamedTuple):
     cgroup: str = ""
     resources: dict[str, Any] = {}  # noqa: RUF012
     pid_namespace: str = "new"
-    """``new``, ``host``, or the path of a pid namespace to join."""
+    """``new``, ``host``, the path of a pid namespace to join, or ``own``: the init makes it in its user namespace and goes on as a fork."""
     links: tuple[LinkPlan, ...] = ()
     name_server: str = ""
     """Socket of the name server that is to answer in the container's network namespace; empty for none."""
@@ -135,6 +135,8 @@ class KeeperPlan(NamedTuple):
             lines.append("enter a new pid namespace and fork the init as its process 1")
         elif self.pid_namespace == "host":
             lines.append("fork the init in the host's pid namespace")
+        elif self.pid_namespace == "own":
+            lines.append("fork the init, which makes its pid namespace itself")
         else:
             lines.append(f"join the pid namespace {self.pid_namespace} and fork the init")
         if self.uid_map:

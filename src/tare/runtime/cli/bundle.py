@@ -193,7 +193,6 @@ def lower(
     try:
         plan = lowering.lower(container_id, config, around)
         own_user = any(isinstance(item, namespaces.NewUserNamespace) for item in plan.steps)
-        forks = own_user and plan.keeper.pid_namespace == "new"
         if own_user and not (plan.keeper.uid_map and plan.keeper.gid_map):
             raise ValueError("linux.uidMappings and linux.gidMappings must be given with a new user namespace")
         before = hooks.read(config, "prestart") + hooks.read(config, "createRuntime")
@@ -212,10 +211,6 @@ def lower(
         if isinstance(item, mounts.MountFilesystem) and item.destination in filled:
             item = steps.FillTmpfs(item.destination, (type(item).__name__, item._asdict()))
         result.append(item)
-        if isinstance(item, namespaces.NewUserNamespace) and forks:
-            result.append(steps.ForkIntoPidNamespace())
-    if forks:
-        plan = plan._replace(keeper=plan.keeper._replace(pid_namespace="own"))
     return plan._replace(steps=tuple(result))
 
 

@@ -77,7 +77,7 @@ def around(made: Plan, bundle: bundles.Bundle) -> list[str]:
     where = {
         "new": "enter a new pid namespace and fork the init as its process 1",
         "host": "fork the init in the host's pid namespace",
-        "own": "fork the init, which makes its user and pid namespaces itself",
+        "own": "fork the init, which makes its pid namespace itself",
     }
     lines.append(where.get(keeper.pid_namespace, f"join the pid namespace {keeper.pid_namespace} and fork the init"))
     for name, maps in (("user", keeper.uid_map), ("group", keeper.gid_map)):

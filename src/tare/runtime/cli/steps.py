@@ -16,28 +16,11 @@ import socket
 import stat
 from typing import Any, NamedTuple
 
-from tare.linux import libc, mount, process
-from tare.linux.constants import CLONE_NEWPID
+from tare.linux import mount, process
 from tare.runtime import messages
 from tare.runtime.cli import hooks
 from tare.runtime.context import Context, KeeperGone, SetupFailed, reason
 from tare.runtime.plan import Step, decode_steps, step
-
-
-@step
-class ForkIntoPidNamespace(NamedTuple):
-    """A pid namespace that belongs to the new user namespace: proc can only be mounted by root of the namespace that owns it."""
-
-    def describe(self) -> str:
-        return "enter a new pid namespace owned by the user namespace, go on as its process 1"
-
-    def run(self, context: Context) -> None:
-        libc.unshare(CLONE_NEWPID)
-        pid = os.fork()
-        if pid:
-            messages.send(context.line, {"at": "forked", "pid": pid})
-            os._exit(0)
-        process.set_dumpable(False)
 
 
 @step

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from tare.linux import libc, mount, namespaces
-from tare.linux.constants import CLONE_NEWUSER, NAMESPACE_FLAGS, O_PATH
+from tare.linux import libc, mount, namespaces, process
+from tare.linux.constants import CLONE_NEWPID, CLONE_NEWUSER, NAMESPACE_FLAGS, O_PATH
+from tare.runtime import messages
 from tare.runtime.context import Context, SetupFailed, reason, why
 from tare.runtime.plan import step
 
@@ -110,6 +111,23 @@ class NewUserNamespace(NamedTuple):
             os.setgroups([])
         except PermissionError as error:
             context.warn("setgroups", error)
+
+
+@step
+class ForkIntoPidNamespace(NamedTuple):
+    """A pid namespace that belongs to the new user namespace: proc can only be mounted by root of the namespace that owns it."""
+
+    def describe(self) -> str:
+        return "enter a new pid namespace owned by the user namespace, go on as its process 1"
+
+    def run(self, context: Context) -> None:
+        libc.unshare(CLONE_NEWPID)
+        pid = os.fork()
+        if pid:
+            messages.send(context.line, {"at": "forked", "pid": pid})
+            os._exit(0)
+        process.set_dumpable(False)
+        os.setsid()
 
 
 @step
