@@ -152,13 +152,16 @@ def test_a_link_in_the_owners_dev_shm_leads_nowhere(engine: Daemon) -> None:
     assert done.returncode != 0 or "inside" in done.stdout
 
 
-def test_a_filter_that_denies_sockets_does_not_hinder_a_start(engine: Daemon, tmp_path: Path) -> None:
-    names = ["sendto", "sendmsg", "recvmsg", "recvfrom", "socket", "connect"]
-    rules = [{"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]
+def test_a_filter_that_denies_what_a_start_uses_does_not_hinder_it(engine: Daemon, tmp_path: Path) -> None:
+    """A profile for the program alone, and one from before openat2(2) and its like."""
+    names = """sendto sendmsg recvmsg recvfrom socket socketpair connect accept accept4 poll openat2 close_range faccessat2 execveat
+        memfd_create open_tree move_mount mount_setattr mount umount2 pivot_root setns unshare ioctl fstatfs
+        statfs fchown pidfd_open getrandom"""
+    rules = [{"names": names.split(), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
-    for extra in ([], ["--security-opt", "no-new-privileges"]):
-        done = engine.docker("run", "--rm", *extra, "--security-opt", f"seccomp={profile}", "busybox", "echo", "started")
+    for extra in ("", "--security-opt no-new-privileges", "--init --user 1000 --workdir /new"):
+        done = engine.docker("run", "--rm", *extra.split(), "--security-opt", f"seccomp={profile}", "busybox", "echo", "started")
         assert done.stdout == "started\n"
 
 

@@ -185,6 +185,18 @@ def test_the_interpreter_cannot_be_written(host: Host) -> None:
     os.close(target)
 
 
+def test_a_filter_under_which_nobody_could_start_it_is_refused(host: Host) -> None:
+    def filtered(config: dict[str, Any]) -> None:
+        rule = {"names": ["accept", "accept4", "ioctl", "openat2"], "action": "SCMP_ACT_ERRNO"}
+        config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+        config["process"]["noNewPrivileges"] = False
+
+    assert host.run(["echo", "runs"], filtered).stdout == "runs\n"
+    done = host.call("create", "-b", host.bundle(["true"], filtered), "refused", check=False)
+    assert done.returncode == 1
+    assert "seccomp filter denies accept4(2)" in done.stderr and "noNewPrivileges" in done.stderr
+
+
 def test_only_named_descriptors_come_along(host: Host, tmp_path: Path) -> None:
     bundle = host.bundle(["sh", "-c", "ls /proc/self/fd | wc -l; [ ! -e /proc/self/fd/3 ] || echo kept >&3"])
     opened = ["sh", "-c", f'exec 3>>"{tmp_path}/kept"; exec "$@"', "sh"]

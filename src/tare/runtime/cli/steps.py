@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -44,8 +45,9 @@ class AwaitStart(NamedTuple):
         return "wait for `tare-runtime start`"
 
     def run(self, context: Context) -> None:
-        context.tell("held")
         with socket.socket(fileno=self.listener) as listener:
+            _check_accept(listener)
+            context.tell("held")
             while True:
                 connection, _ = listener.accept()
                 with connection:
@@ -56,6 +58,19 @@ class AwaitStart(NamedTuple):
                     return
                 except (KeeperGone, ConnectionError):
                     continue
+
+
+def _check_accept(listener: socket.socket) -> None:
+    """Find out while ``create`` still listens whether the container's own filter lets us wait; nobody connects before."""
+    flags = fcntl.fcntl(listener, fcntl.F_GETFL)  # not os.set_blocking: it makes an ioctl(2), and the filter may deny that too
+    fcntl.fcntl(listener, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    try:
+        listener.accept()
+    except BlockingIOError:
+        fcntl.fcntl(listener, fcntl.F_SETFL, flags)
+    except OSError as error:
+        remedy = "allow it, or set process.noNewPrivileges so that the filter comes last"
+        raise SetupFailed(f"the seccomp filter denies accept4(2), by which a created container waits for its start: {remedy}") from error
 
 
 def ask_state(context: Context, what: str) -> dict[str, Any]:
