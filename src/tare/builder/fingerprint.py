@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tare.builder.trees import FileTree, Found
+from tare.builder.trees import FileTree, Found, TarTree
 from tare.store.tar.entry import Kind
 
 
@@ -23,6 +23,12 @@ def content(tree: FileTree, file: Found) -> bytes:
 
 def fingerprint(tree: FileTree, found: Found, *, owners: bool) -> str:
     """The digest of one object and all that is in it. ``owners``: they are going to be kept, so they count."""
+    if isinstance(tree, TarTree):
+        return tree.fingerprint(found, owners, lambda: _fingerprint(tree, found, owners=owners))
+    return _fingerprint(tree, found, owners=owners)
+
+
+def _fingerprint(tree: FileTree, found: Found, *, owners: bool) -> str:
     hasher = hashlib.sha256(usedforsecurity=False)
     links: dict[object, bytes] = {}
     stack: list[tuple[bytes, Found]] = [(b"", found)]

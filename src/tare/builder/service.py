@@ -31,6 +31,7 @@ from tare.builder.errors import DockerfileError
 from tare.builder.exporting import Exporter
 from tare.builder.history import History
 from tare.builder.ignore import Patterns
+from tare.builder.keptcontexts import KeptContexts
 from tare.builder.publication import Result
 from tare.builder.request import BuildRequest, Note, Say, Text, Trace
 from tare.builder.running import Runner
@@ -120,6 +121,7 @@ class Builder:
         """How many commands run at the same time, over all builds."""
         self.scratch = config.data_root / "builder" / "tmp"
         self.sessions = Sessions(self.scratch)
+        self.contexts = KeptContexts(self.scratch)
         self.data = config.data_root / "builder"
         self._making: dict[str, tuple[asyncio.Lock, int]] = {}
         make_directory(self.data)
@@ -284,6 +286,9 @@ class Builder:
         entries = [entry(key[:25], "regular", record, record.size, False) for key, record in self.cache.steps() if record.diff_id]
         for key, record in self.cache.mounts():
             entries.append(entry(key, "exec.cachemount", record, places.cache_size(key), places.cache_busy(key)))
+        for kept in self.contexts.all():
+            record = CacheRecord("", description=f"context {kept.name}", made=kept.made, used=kept.used, count=kept.count)
+            entries.append(entry(kept.id, "source.local", record, kept.spool.end, False))
         return sorted(entries, key=lambda entry: entry.used)
 
     def _image_layers(self) -> set[str]:
@@ -315,6 +320,8 @@ class Builder:
             if entry.type == "exec.cachemount" and not self.runner.places.cache_busy(entry.id):
                 freed += await asyncio.to_thread(self.runner.places.discard_cache, entry.id)
                 self.cache.drop_mounts([entry.id])
+            elif entry.type == "source.local":
+                freed += self.contexts.drop(entry.id)
         layers = [record.diff_id for record in doomed]
         collected = await self.images.collect_layers(layers)
         return [entry.id for entry in gone], freed + collected.bytes

@@ -2,6 +2,7 @@
 
     client                                       daemon
     POST /tare/builds         options        ──► a session, in memory; {"Id": …}
+    PUT  /tare/builds/ID/listing      of a big context (``keptcontexts``)
     PUT  /tare/builds/ID/files/NAME   tar    ──► named contexts and imported caches, each one spooled file without a name
     POST /build?session=ID    context        ──► the build; its messages flow back
       {"tare": {"agent": "default", "connection": 3}} ◄── a RUN has connected to the agent's socket
@@ -34,6 +35,7 @@ from tare.wire.build import BuildOptions
 if TYPE_CHECKING:
     import socket
 
+    from tare.builder.keptcontexts import Plan
     from tare.builder.trees import TarTree
 
 _PATIENCE = 60.0
@@ -71,6 +73,10 @@ class Session:
         """What was uploaded, by name."""
         self.agents: dict[str, str] = {}
         """Sockets of the agents, while the build runs."""
+        self.context: TarTree | None = None
+        """The build's own context, when it is here already."""
+        self.plan: Plan | None = None
+        """What is to be sent of it, when a part is here."""
         self.begun = False
         self.busy = 0
         """Uploads under way."""
@@ -145,6 +151,13 @@ class Session:
         finally:
             fetch.over.set()
 
+    def expire(self) -> None:
+        """Close what was sent. Idempotent."""
+        for tree in (*self.files.values(), self.context, self.plan):
+            if tree is not None:
+                tree.close()
+        self.files.clear()
+
     async def end(self) -> None:
         """Nothing stays. Idempotent."""
         for server in self._servers:
@@ -154,9 +167,7 @@ class Session:
             waiting.writer.close()
         for fetch in self._exports:
             fetch.over.set()
-        for tree in self.files.values():
-            tree.close()
-        self.files.clear()
+        self.expire()
         with suppress(OSError):
             await asyncio.to_thread(shutil.rmtree, self._directory)
 
@@ -188,8 +199,7 @@ class Sessions:
             asyncio.get_running_loop().call_later(_PATIENCE, self._expire, id)
         elif session is not None and not session.begun:
             del self._sessions[id]
-            for tree in session.files.values():
-                tree.close()
+            session.expire()
 
     def get(self, id: str) -> Session:
         session = self._sessions.get(id)

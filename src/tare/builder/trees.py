@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tare.builder.ignore import name_pattern
@@ -23,6 +23,7 @@ from tare.store.tar.entry import Kind
 from tare.store.tartree import DIRECTORY, FILE, KINDS, attributes
 
 _CHUNK = 1 << 20
+_SMALL = 128 << 10
 _HOPS = 40
 DEPTH = 256
 
@@ -145,12 +146,42 @@ class FileTree(ABC):
 
 
 class TarTree(FileTree):
-    """A tree over an uncompressed tar in an open file; takes the file over."""
+    """A tree over file contents in one open file (an uncompressed tar, or nothing but contents); takes the file over.
 
-    def __init__(self, tree: Tree, file: int) -> None:
+    What is found out about its objects, ``fork`` shares; what is hidden, it does not.
+    """
+
+    def __init__(self, tree: Tree, file: int, shared: TarTree | None = None) -> None:
+        self._tree = tree
         self._file = file
-        self._known: dict[int, Found] = {}
+        self._known: dict[int, Found] = {} if shared is None else shared._known
+        self._prints: dict[Hashable, str] = {} if shared is None else shared._prints
+        self._hidden: frozenset[tuple[int, bytes]] = frozenset()
+        self._window = 0, b""
+        """Where the last bytes that were read lie, and they: small files often follow each other."""
         self.root = self._found(tree.root)
+
+    def fork(self) -> TarTree:
+        """The same tree, to be used and closed on its own."""
+        return TarTree(self._tree, os.dup(self._file), self)
+
+    def spool(self) -> int:
+        """Another descriptor of the file."""
+        return os.dup(self._file)
+
+    def adopt(self, other: TarTree, pairs: Sequence[tuple[Node, Node]]) -> None:
+        """Take over the digests of files that are the same: pairs of the other tree's node and of ours."""
+        for theirs, ours in pairs:
+            known = other._known.get(id(theirs))
+            if known is not None and known.digest:
+                self._found(ours).digest = known.digest
+
+    def fingerprint(self, found: Found, owners: bool, compute: Callable[[], str]) -> str:
+        """``compute``'s answer, remembered as long as the same is hidden."""
+        key = id(found), owners, self._hidden
+        if key not in self._prints:
+            self._prints[key] = compute()
+        return self._prints[key]
 
     def _found(self, node: Node) -> Found:
         known = self._known.get(id(node))
@@ -173,22 +204,29 @@ class TarTree(FileTree):
     def child(self, directory: Found, name: bytes) -> Found | None:
         assert isinstance(directory.handle, Node) and directory.handle.children is not None
         node = directory.handle.children.get(name)
-        return None if node is None or node.is_whiteout or node.lower is not None else self._found(node)
+        if node is None or node.is_whiteout or node.lower is not None or (self._hidden and (id(directory.handle), name) in self._hidden):
+            return None
+        return self._found(node)
 
     def names(self, directory: Found) -> list[bytes]:
         assert isinstance(directory.handle, Node) and directory.handle.children is not None
-        return sorted(directory.handle.children)
+        found = sorted(directory.handle.children)
+        return [name for name in found if (id(directory.handle), name) not in self._hidden] if self._hidden else found
 
     def hide(self, path: bytes) -> None:
         """Take a file out of the tree."""
         head, _, name = path.rpartition(b"/")
         parent = self.find(head)
         if parent is not None and isinstance(parent.handle, Node) and parent.handle.children is not None:
-            parent.handle.children.pop(name, None)
+            self._hidden |= {(id(parent.handle), name)}
 
     def read(self, file: Found) -> Iterator[bytes]:
         node = file.handle
         assert isinstance(node, Node)
+        if node.sparse is None and node.size <= _SMALL:
+            if node.size:
+                yield self._small(node)
+            return
         regions = [(0, node.size)] if node.sparse is None else node.sparse
         at, written = node.offset, 0
         for start, length in regions:
@@ -197,11 +235,22 @@ class TarTree(FileTree):
             while length:
                 chunk = os.pread(self._file, min(length, _CHUNK), at)
                 if not chunk:
-                    raise OSError(errno.EIO, "the context's tar ended early")
+                    raise OSError(errno.EIO, "the build context ended early")
                 at += len(chunk)
                 length -= len(chunk)
                 yield chunk
         yield from _zeros(node.size - written)
+
+    def _small(self, node: Node) -> bytes:
+        start, window = self._window
+        at = node.offset - start
+        if at < 0 or at + node.size > len(window):
+            self._window = node.offset, os.pread(self._file, _CHUNK, node.offset)
+            window, at = self._window[1], 0
+        data = window[at : at + node.size]
+        if len(data) != node.size:
+            raise OSError(errno.EIO, "the build context ended early")
+        return data
 
     def close(self) -> None:
         if self._file >= 0:

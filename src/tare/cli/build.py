@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from tare.cli.buildcontext import Directory
     from tare.cli.buildsession import Agents
     from tare.cli.buildshow import Quiet
     from tare.cli.connection import Client, Response
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from tare.cli.flags import Options
 
 _REMOTE = ("http://", "https://", "git://", "git@", "github.com/")
-_PIECE = 1 << 18
 _CALLS = ("build", "check", "lint", "outline", "targets")
 
 
@@ -104,17 +104,16 @@ def _build(context: Context, options: Options) -> int:
     if not options.on("disable-content-trust"):
         raise CliError("Docker Content Trust (Notary v1) is not offered: name base images by digest instead (FROM NAME@sha256:...)")
     plan, quiet = _Plan(options), options.on("quiet")
-    pieces, query = _context(options), _query(options)
-    if options.on("compress"):
-        pieces = _compressed(pieces)
+    source, query = _context(options), _query(options)
+    client = context.client
     with Agents(plan.agents) as agents:
-        session = _open(context.client, plan)
+        session, pieces = _open(client, plan, source, compress=options.on("compress"))
         display = buildshow.chosen(progress, quiet=quiet or bool(plan.document["Call"]))
         for name, directory in plan.uploads.items():
-            context.client.upload(f"/tare/builds/{session}/files/{name}", {}, _whole(directory, name), "PUT").read()
-        response = context.client.upload("/build", {**query, "session": session or None}, pieces, headers=_credentials())
+            client.upload(f"/tare/builds/{session}/files/{name}", {}, _whole(directory, name), "PUT").read()
+        response = client.upload("/build", {**query, "session": session or None}, pieces, headers=_credentials())
         try:
-            image = _follow(context.client, response, _Follower(plan, display, agents, session))
+            image = _follow(client, response, _Follower(plan, display, agents, session))
         finally:
             response.close()
     return _finish(options, plan, image)
@@ -144,17 +143,29 @@ def _called(options: Options, plan: _Plan) -> int:
     return show(plan.metadata.get("call") or {}, plan.document["Call"], as_json=options.text("call").endswith("format=json"))
 
 
-def _open(client: Client, plan: _Plan) -> str:
-    """The session, or none with a daemon that has only the classic builder."""
+def _open(client: Client, plan: _Plan, source: Directory | Iterator[bytes], *, compress: bool) -> tuple[str, Iterator[bytes]]:
+    """The session ("" with a daemon that has only the classic builder), and what the body of the build is."""
+    from tare.cli import buildcontext
+
+    big = isinstance(source, buildcontext.Directory) and source.big and not compress
+    if isinstance(source, buildcontext.Directory) and big:
+        plan.document["Context"] = buildcontext.identity(plan.document["Source"], source)
+    pieces = source.tar() if isinstance(source, buildcontext.Directory) else source
     try:
-        return str(client.call("POST", "/tare/builds", None, plan.document)["Id"])
+        answer = client.call("POST", "/tare/builds", None, plan.document)
     except DaemonError as error:
         if error.status != 404:
             raise
-    special = [name for name, value in plan.document.items() if value and name not in ("Trace", "Source")]
-    if special:
-        raise CliError(f"the daemon at {client.host} is not Tare: it builds without {', '.join(special).lower()}")
-    return ""
+        special = [name for name, value in plan.document.items() if value and name not in ("Trace", "Source", "Context")]
+        if special:
+            raise CliError(f"the daemon at {client.host} is not Tare: it builds without {', '.join(special).lower()}") from None
+        answer = {"Id": ""}
+    if isinstance(source, buildcontext.Directory) and answer.get("Context") == "kept":
+        pieces = iter(())
+    elif isinstance(source, buildcontext.Directory) and answer.get("Context") == "listing":
+        response = client.upload(f"/tare/builds/{answer['Id']}/listing", {}, iter((source.listing(),)), "PUT")
+        pieces = source.contents(next(response.lines())["Needed"])
+    return str(answer["Id"]), buildcontext.compressed(pieces) if compress else pieces
 
 
 class _Follower:
@@ -325,34 +336,26 @@ def _elsewhere(options: Options) -> bytes | None:
         raise CliError(f"unable to prepare context: cannot read {dockerfile}: {(error.strerror or '').lower()}") from None
 
 
-def _context(options: Options) -> Iterator[bytes]:
+def _context(options: Options) -> Directory | Iterator[bytes]:
+    from tare.cli import buildcontext
+
     source, dockerfile = options.operands[0], options.text("file") or "Dockerfile"
     if source.startswith(_REMOTE) or source.endswith(".git"):
         return iter(())
     if source == "-":
-        return _standard_input(dockerfile)
+        return buildcontext.standard_input(dockerfile)
     if not os.path.isdir(source):
         raise CliError(f"unable to prepare context: path {source!r} not found")
     inside = _inside(source, dockerfile)
-    return _directory(source, inside, "" if inside else dockerfile)
-
-
-def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    import zlib
-
-    packer = zlib.compressobj(1, wbits=31)
-    for piece in pieces:
-        yield packer.compress(piece)
-    yield packer.flush()
+    return buildcontext.directory(source, inside, "" if inside else dockerfile)
 
 
 def _whole(directory: str, name: str) -> Iterator[bytes]:
-    """A named context or a cache, as it lies there."""
-    if name.startswith("context-"):
-        return _directory(directory, "")
-    from tare.cli.localtar import pack
+    """A named context without what its ``.dockerignore`` leaves out, or a cache as it lies there."""
+    from tare.cli import buildcontext
 
-    return pack(directory, ".", ".")
+    files = buildcontext.directory(directory, "") if name.startswith("context-") else buildcontext.Directory(directory)
+    return files.tar()
 
 
 def _credentials() -> Mapping[str, str]:
@@ -394,69 +397,6 @@ def _arguments(items: list[str]) -> dict[str, str | None]:
 
 def _labels(items: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in (item.partition("=") for item in items)}
-
-
-def _standard_input(dockerfile: str) -> Iterator[bytes]:
-    if os.isatty(0):
-        raise CliError("a build from standard input needs an archive or a Dockerfile there: tare build - < Dockerfile")
-    first = os.read(0, _PIECE)
-    if _is_archive(first):
-        yield first
-        while piece := os.read(0, _PIECE):
-            yield piece
-        return
-    text = first
-    while piece := os.read(0, _PIECE):
-        text += piece
-    import tarfile
-
-    entry = tarfile.TarInfo(dockerfile)
-    entry.size = len(text)
-    yield entry.tobuf(tarfile.PAX_FORMAT) + text + bytes(-len(text) % 512) + bytes(1024)
-
-
-def _is_archive(data: bytes) -> bool:
-    return data[257:262] == b"ustar" or data.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-
-
-def _directory(path: str, dockerfile: str, elsewhere: str = "") -> Iterator[bytes]:
-    """The tar of a context without what ``.dockerignore`` leaves out; the Dockerfile and that file always go along.
-
-    ``elsewhere`` is the path of a Dockerfile outside.
-    """
-    from tare.builder.ignore import Patterns
-    from tare.cli.localtar import KEEP, LEAVE, LOOK, pack
-    from tare.errors import InvalidArgument
-
-    if dockerfile and not os.path.lexists(os.path.join(path, dockerfile)):
-        folded = os.path.join(path, "dockerfile")
-        if dockerfile != "Dockerfile" or not os.path.lexists(folded):
-            missing = os.path.join(path, dockerfile)
-            raise CliError(
-                f"unable to prepare context: unable to evaluate symlinks in Dockerfile path: lstat {missing}: no such file or directory"
-            )
-        dockerfile = "dockerfile"
-    candidates = [f"{elsewhere}.dockerignore"] if elsewhere else [os.path.join(path, f"{dockerfile}.dockerignore")] if dockerfile else []
-    ignore = next((name for name in (*candidates, os.path.join(path, ".dockerignore")) if os.path.isfile(name)), "")
-    rules = ""
-    if ignore:
-        with open(ignore, encoding="utf-8", errors="replace") as file:
-            rules = file.read()
-    try:
-        patterns = Patterns(rules)
-    except InvalidArgument as error:
-        raise CliError(f"{ignore}: {error}") from None
-    always = {dockerfile, os.path.relpath(ignore, path) if ignore else ""}
-
-    def verdict(name: str) -> str:
-        name = name.removeprefix("./")
-        if name == "." or name in always or not patterns.excluded(name):
-            return KEEP
-        if patterns.can_skip(name) and not any(one.startswith(name + "/") for one in always):
-            return LEAVE
-        return LOOK
-
-    return pack(path, ".", ".", verdict)
 
 
 BUILD = Command(

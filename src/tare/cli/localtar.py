@@ -32,25 +32,17 @@ _KINDS = {
 }
 
 
-KEEP, LOOK, LEAVE = "keep", "look", "leave"
-"""What becomes of a name: it goes into the tar; only what lies below it may; neither does."""
-
-
-def pack(directory: str, base: str, name: str, verdict: Callable[[str], str] | None = None) -> Iterator[bytes]:
-    """A tar of ``base`` (``.`` for all) in ``directory``, called ``name`` in it. ``verdict`` is asked about every name in the tar."""
-    links: dict[tuple[int, int], str] = {}
-    yield from _pack(os.path.join(directory, base) if base != "." else directory, name, links, verdict)
+def pack(directory: str, base: str, name: str) -> Iterator[bytes]:
+    """A tar of ``base`` (``.`` for all) in ``directory``, called ``name`` in it."""
+    yield from _pack(os.path.join(directory, base) if base != "." else directory, name, {})
     yield bytes(1024)
 
 
-def _pack(path: str, name: str, links: dict[tuple[int, int], str], verdict: Callable[[str], str] | None) -> Iterator[bytes]:
-    said = verdict(name) if verdict is not None else KEEP
-    if said == LEAVE:
-        return
+def _pack(path: str, name: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
     status = os.lstat(path)
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
-    if kind is None or (said == LOOK and kind != tarfile.DIRTYPE):
-        return  # a socket, or not wanted
+    if kind is None:
+        return  # a socket
     entry = tarfile.TarInfo(name + "/" if kind == tarfile.DIRTYPE else name)
     entry.type, entry.mode, entry.uid, entry.gid = kind, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
     entry.mtime = status.st_mtime_ns // 1_000_000_000
@@ -66,11 +58,10 @@ def _pack(path: str, name: str, links: dict[tuple[int, int], str], verdict: Call
     if entry.type == tarfile.REGTYPE:
         yield from _pack_file(path, entry)
         return
-    if said == KEEP:
-        yield _header(entry)
+    yield _header(entry)
     if kind == tarfile.DIRTYPE:
         for child in sorted(os.listdir(path)):
-            yield from _pack(os.path.join(path, child), f"{name.rstrip('/')}/{child}", links, verdict)
+            yield from _pack(os.path.join(path, child), f"{name.rstrip('/')}/{child}", links)
 
 
 def _pack_file(path: str, entry: tarfile.TarInfo) -> Iterator[bytes]:

@@ -15,6 +15,13 @@ class Export(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     attributes: dict[str, str] = {}
 
 
+class ContextState(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
+    """A big context: whose it is, and the hash of its listing (``tare.builder.keptcontexts``)."""
+
+    name: str
+    state: str
+
+
 class BuildOptions(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     """One build's further options."""
 
@@ -41,6 +48,7 @@ class BuildOptions(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     epoch: int | None = None
     call: str = ""
     """``check``, ``outline`` or ``targets``: look at the Dockerfile only."""
+    context: ContextState | None = None
     trace: bool = False
     """Tell of steps as BuildKit's status documents instead of the classic text."""
     source: str = ""

@@ -22,6 +22,7 @@ from tare.api.docker.attach import RAW, upgrade_head
 from tare.api.docker.params import boolean, integer, json_body, json_response
 from tare.api.docker.streams import JsonStream
 from tare.builder.context import empty, receive
+from tare.builder.keptcontexts import ranges
 from tare.builder.remotes import open_context
 from tare.builder.request import AgentWanted, BuildRequest, Built, ExportReady, Message, Note, RunFailed, Text, Trace
 from tare.builder.trees import TarTree
@@ -68,7 +69,7 @@ class BuildHandlers:
         try:
             options = build_request(request, session)
             quiet = boolean(request, "q")
-            context, options = await self._context(request, options)
+            context, options = await self._context(request, options, session)
             feed = _Feed(request, quiet=quiet, own=session is not None)
             try:
                 async with request.until_disconnected():
@@ -89,7 +90,25 @@ class BuildHandlers:
 
     async def open_session(self, request: Request) -> Response:
         session = self._builder.sessions.open(await json_body(request, BuildOptions))
-        return json_response({"Id": session.id}, 201)
+        state, answer = session.options.context, {"Id": session.id}
+        if state is not None:
+            session.context = self._builder.contexts.find(state.name, state.state)
+            answer["Context"] = "listing" if session.context is None else "kept"
+        return json_response(answer, 201)
+
+    async def listing(self, request: Request) -> Response:
+        """The listing of a big context; the answer is what of it has to be sent."""
+        session = self._builder.sessions.get(request.params["id"])
+        state = session.options.context
+        if session.begun or state is None or session.plan is not None:
+            raise InvalidArgument(f"build {session.id} takes no listing")
+        session.busy += 1
+        try:
+            listing = b"".join([bytes(chunk) async for chunk in request.chunks()])
+            session.plan = await self._builder.contexts.plan(state.name, listing)
+        finally:
+            session.busy -= 1
+        return json_response({"Needed": ranges(session.plan.needed)})
 
     async def upload(self, request: Request) -> Response:
         """A named context, or a cache to import."""
@@ -122,13 +141,18 @@ class BuildHandlers:
                 stream = stream or await request.stream(200, "application/x-tar")
                 await stream.write(chunk)
 
-    async def _context(self, request: Request, options: BuildRequest) -> tuple[TarTree, BuildRequest]:
+    async def _context(self, request: Request, options: BuildRequest, session: Session | None) -> tuple[TarTree, BuildRequest]:
         remote = request.query.get("remote", "")
         scratch = self._builder.scratch
         if remote and remote != "client-session":
             await request.read()
             tree, text = await asyncio.to_thread(open_context, remote, scratch)
             return tree, options if text is None else replace(options, dockerfile_text=text)
+        if session is not None and session.context is not None:
+            await request.read()
+            return session.context.fork(), options
+        if session is not None and session.plan is not None:
+            return await self._builder.contexts.receive(session.plan, request.chunks()), options
         if request.query.get("dockerfile") == "-":
             return await asyncio.to_thread(empty, scratch), options
         return await receive(request.chunks(), scratch), options

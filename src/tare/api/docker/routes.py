@@ -73,6 +73,7 @@ def add_builder(routes: Routes, builder: BuildHandlers, cache: BuildCacheHandler
     routes.add("POST", "/build/cancel", plain(builder.cancel))
     routes.add("POST", "/tare/builds", plain(builder.open_session))
     routes.add("PUT", "/tare/builds/{id}/files/{name}", plain(builder.upload))
+    routes.add("PUT", "/tare/builds/{id}/listing", plain(builder.listing))
     routes.add("POST", "/tare/builds/{id}/agents/{number}", plain(builder.agent))
     routes.add("GET", "/tare/builds/{id}/exports/{number}", plain(builder.export))
     routes.add("GET", "/tare/history", plain(cache.history))

@@ -96,42 +96,43 @@ class Tree:
         self._directories: dict[bytes, Node] = {b"": self.root, b".": self.root}
         """Cache: a directory part as tars write it → its node. Emptied whenever a directory or a symbolic link is replaced."""
 
-    def add(self, entry: Entry) -> None:
-        """Apply one entry, as extracting it would."""
+    def add(self, entry: Entry) -> Node | None:
+        """Apply one entry, as extracting it would; the node that its name has now, if it is an object of its own."""
         name = entry.name
         if name.endswith(b"/"):
             name = name.rstrip(b"/")
         head, _, base = name.rpartition(b"/")
         if _AUFS in head and any(part.startswith(_AUFS) for part in head.split(b"/")):
-            return
+            return None
         parent = self._directories.get(head)
         if parent is None or base in _SPECIAL or len(base) > self._limits.name:
             parts = self._clean(entry.name)
             if not parts:
                 self._set_root(entry)
-                return
+                return None
             base = parts.pop()
             parent = self._descend(parts, entry.name)
             if not entry.name.endswith(b"/..") and b"/../" not in entry.name:
                 self._directories[head] = parent
         if base.startswith(_WHITEOUT):
             self._hide(parent, base)
-            return
+            return None
         children = parent.children
         assert children is not None
         old = children.get(base)
         if entry.kind is Kind.LINK:
             new = self._link(entry)
             if new is old:
-                return
+                return new
         else:
             if entry.kind is Kind.DIRECTORY and old is not None and old.children is not None:
                 self._update(old, entry)
-                return
+                return old
             new = self._node(entry)
         if old is not None:
             self._replaced(old, new)
         children[base] = new
+        return new
 
     def _clean(self, name: bytes) -> list[bytes]:
         """The components of a name, ``.`` and ``..`` resolved lexically; absolute names are taken as relative to the root."""
