@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +24,15 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 class Registry:
     """A registry process and a client for it."""
 
-    def __init__(self, root: Path | str, *options: str) -> None:
+    def __init__(self, root: Path | str, *options: str, prefix: Sequence[str] = ()) -> None:
         self.root = root
         self.options = options
+        self.prefix = prefix
         self.start()
 
     def start(self) -> None:
         command = [
+            *self.prefix,
             sys.executable,
             "-m",
             "tare.api.registry.serve",

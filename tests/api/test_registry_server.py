@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -229,45 +228,6 @@ def test_collection_and_scrub(tmp_path: Path) -> None:
     blob.write_bytes(b"rotten")
     found = run_registry("scrub", "--root", str(tmp_path))
     assert (found.returncode, json.loads(found.stdout)) == (1, {"corrupt": [kept]})
-
-
-@pytest.mark.peer
-def test_skopeo_and_layouts(registry: Registry, tmp_path: Path) -> None:
-    """skopeo pushes and reads back; the repository on disk is an OCI layout that it reads as well."""
-    source = tmp_path / "source"
-    config = json.dumps(
-        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest_of(bytes(10240))]}}
-    ).encode()
-    layout(source, config, bytes(10240))
-    insecure = ("--src-tls-verify=false", "--dest-tls-verify=false")
-    for command in (
-        ["skopeo", "copy", *insecure, f"oci:{source}:v1", f"docker://{registry.address}/peer/app:v1"],
-        ["skopeo", "copy", *insecure, f"docker://{registry.address}/peer/app:v1", f"docker://{registry.address}/peer/copy:v1"],
-        ["skopeo", "copy", f"oci:{registry.root}/repositories/peer/copy/_oci:v1", f"dir:{tmp_path / 'out'}"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "manifest.json").exists()
-
-
-def layout(path: Path, config: bytes, layer: bytes) -> None:
-    """An OCI layout with one image of one plain layer, tagged v1."""
-    (path / "blobs/sha256").mkdir(parents=True)
-
-    def put(data: bytes, media_type: str) -> dict[str, Any]:
-        digest = digest_of(data)
-        (path / "blobs/sha256" / digest.partition(":")[2]).write_bytes(data)
-        return {"mediaType": media_type, "digest": digest, "size": len(data)}
-
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI,
-        "config": put(config, "application/vnd.oci.image.config.v1+json"),
-        "layers": [put(layer, "application/vnd.oci.image.layer.v1.tar")],
-    }
-    entry = put(json.dumps(manifest).encode(), OCI) | {"annotations": {"org.opencontainers.image.ref.name": "v1"}}
-    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ class Images:
         self, reference: Reference, platform: Platform | None, credentials: Credentials | None, report: Report, extent: Extent
     ) -> Image:
         before = self._names.find(reference)
-        report(Progress(f"Pulling from {reference.path}", reference.digest or reference.tag or ""))
+        report(Progress(f"Pulling from {reference.path}", str(reference.digest or reference.tag or "")))
         async with self._garbage.pins() as pin:
             try:
                 if extent.every_platform:
