@@ -177,7 +177,7 @@ def test_lengths_that_are_not_the_blobs(registry: Registry) -> None:
         connection = http.client.HTTPConnection(registry.address, timeout=20)
         connection.connect()
         assert connection.sock is not None
-        head = f"POST /v2/length/blobs/uploads/?digest={digest} HTTP/1.1\r\nHost: x\r\nContent-Length: ".encode()
+        head = f"POST /v2/length/blobs/uploads/?digest={digest} HTTP/1.1\r\nHost: localhost\r\nContent-Length: ".encode()
         connection.sock.sendall(head + told + b"\r\n\r\n" + data)
         connection.sock.shutdown(1)
         assert connection.sock.recv(100).startswith(b"HTTP/1.1 400")
