@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import itertools
 import json
+import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +93,82 @@ def content(response: http.client.HTTPResponse) -> bytes:
 
 def code(response: http.client.HTTPResponse) -> str:
     return str(json.loads(content(response))["errors"][0]["code"])
+
+
+class Pusher(threading.Thread):
+    """Pushes images of random sizes until the registry goes (a patient one: until ``stopped``); remembers what was acknowledged."""
+
+    def __init__(self, registry: Registry, name: str, seed: int, *, patient: bool = False) -> None:
+        super().__init__()
+        self._registry, self._name, self._random, self._patient = registry, name, random.Random(seed), patient
+        self.stopped = False
+        self.blobs: dict[str, bytes] = {}
+        self.attempted: dict[str, bytes] = {}
+        self.tags: dict[str, str] = {}
+        self.pending: set[str] = set()
+        self.refused = 0
+
+    def run(self) -> None:
+        for number in itertools.count():
+            if self.stopped:
+                return
+            try:
+                self._push(f"v{number % 5}")
+            except (OSError, http.client.HTTPException):
+                if not self._patient:
+                    return
+                self.refused += 1
+
+    def _call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
+        answer = self._registry.call(method, path, body, headers)
+        if answer.status == 503 and self._patient:
+            raise ConnectionError
+        assert answer.status in (201, 202), content(answer)
+        return answer
+
+    def _push(self, tag: str) -> None:
+        layers = [self._blob(self._random.choice([0, 10, 5000, 300_000, 1 << 20])) for _ in range(self._random.randint(0, 2))]
+        config = self._blob(2)
+        document = {
+            "schemaVersion": 2, "mediaType": OCI, "config": {"mediaType": "application/x", "digest": config, "size": 2},
+            "layers": [{"mediaType": "application/y", "digest": layer, "size": 1} for layer in layers],
+            "annotations": {"number": str(self._random.random())},
+        }  # fmt: skip
+        data = json.dumps(document).encode()
+        self.attempted[digest_of(data)] = data
+        self.pending.add(tag)
+        self._call("PUT", f"/v2/{self._name}/manifests/{tag}", data, {"Content-Type": OCI})
+        self.tags[tag] = digest_of(data)
+        self.blobs[digest_of(data)] = data
+        self.pending.discard(tag)
+
+    def _blob(self, size: int) -> str:
+        call, data = self._call, self._random.randbytes(size)
+        digest = digest_of(data)
+        self.attempted[digest] = data
+        if self._random.random() < 0.5:
+            call("POST", f"/v2/{self._name}/blobs/uploads/?digest={digest}", data)
+        else:
+            path = call("POST", f"/v2/{self._name}/blobs/uploads/").headers["Location"]
+            middle = self._random.randint(0, size)
+            call("PATCH", path, data[:middle])
+            call("PUT", f"{path}?digest={digest}", data[middle:])
+        self.blobs[digest] = data
+        return digest
+
+    def check(self) -> None:
+        """What was acknowledged is there, whole; what was not is there whole or not at all."""
+        registry = self._registry
+        for digest, data in self.attempted.items():
+            answer = registry.call("GET", f"/v2/{self._name}/blobs/{digest}")
+            assert answer.status == 200 or (answer.status == 404 and digest not in self.blobs)
+            assert answer.status == 404 or content(answer) == data
+        for tag, digest in self.tags.items():
+            answer = registry.call("GET", f"/v2/{self._name}/manifests/{tag}")
+            assert answer.status == 200
+            assert digest_of(content(answer)) == answer.headers["Docker-Content-Digest"]
+            if tag not in self.pending:
+                assert answer.headers["Docker-Content-Digest"] == digest
 
 
 def says(*sentences: str) -> Callable[[F], F]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
+import signal
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 
 from tare.errors import InvalidArgument
 from tare.oci.digest import Digest
+from tare.registry import upkeep
 from tare.registry.bucket import BucketObjects
 from tare.registry.places import open_storage
 
@@ -23,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "suites"))
 
 from registry_objects import ObjectsContract, StorageContract, objects, storage, upload_id, uploaded
 
-from registry_world import Registry, code, content
+from registry_world import Pusher, Registry, code, content
 from seaweed_world import KEYS, WEED, Seaweed, seaweed
 
 __all__ = ["objects", "storage"]
@@ -119,6 +123,45 @@ def test_two_processes_share_a_bucket(place: str) -> None:
     finally:
         one.stop()
         two.stop()
+
+
+def test_faults_in_the_middle_of_pushes(place: str, server: Seaweed) -> None:
+    """The way to the bucket breaks now and then, and one of two registries is killed: what was acknowledged is there."""
+    port = server.endpoint.rpartition(":")[2]
+    relay = Relay(int(port))
+    through = place.replace(f":{port}", f":{relay.port}")
+    registries = [Registry(through), Registry(through)]
+    chance = random.Random(11)
+    try:
+        pushers = [Pusher(registries[number % 2], f"app{number}", number, patient=True) for number in range(3)]
+        for pusher in pushers:
+            pusher.start()
+        for number in range(3):
+            time.sleep(chance.uniform(0.2, 0.8))
+            relay.cut()
+            time.sleep(chance.uniform(0, 0.3))
+            relay.open = True
+            if number == 1:
+                registries[1].stop(signal.SIGKILL)
+                registries[1].start()
+        time.sleep(0.5)
+        for pusher in pushers:
+            pusher.stopped = True
+        for pusher in pushers:
+            pusher.join()
+        assert sum(len(pusher.tags) for pusher in pushers) > 2
+        assert sum(pusher.refused for pusher in pushers) > 0
+        direct = open_storage(place)
+        upkeep.collect(direct)
+        assert list(upkeep.scrub(direct)) == []
+        direct.close()
+        for pusher in pushers:
+            pusher.check()
+    finally:
+        relay.open = True
+        for registry in registries:
+            registry.stop()
+        relay.close()
 
 
 class Relay:

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry_world import INDEX, OCI, Registry, code, content, digest_of
+from registry_world import INDEX, OCI, Pusher, Registry, code, content, digest_of
 from tare.registry import upkeep
 from tare.registry.places import open_storage
 
@@ -298,57 +297,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
 # Kills
 
 
-class Pusher(threading.Thread):
-    """Pushes images of random sizes until the registry goes; remembers what was acknowledged."""
-
-    def __init__(self, registry: Registry, name: str, seed: int) -> None:
-        super().__init__()
-        self._registry, self._name, self._random = registry, name, random.Random(seed)
-        self.blobs: dict[str, bytes] = {}
-        self.attempted: dict[str, bytes] = {}
-        self.tags: dict[str, str] = {}
-        self.deleted: set[str] = set()
-        self.pending: set[str] = set()
-
-    def run(self) -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            for number in range(10_000):
-                self._push(f"v{number % 5}")
-
-    def _push(self, tag: str) -> None:
-        call, name = self._registry.call, self._name
-        layers = [self._blob(self._random.choice([0, 10, 5000, 300_000, 1 << 20])) for _ in range(self._random.randint(0, 2))]
-        config = self._blob(2)
-        document = {
-            "schemaVersion": 2, "mediaType": OCI, "config": {"mediaType": "application/x", "digest": config, "size": 2},
-            "layers": [{"mediaType": "application/y", "digest": layer, "size": 1} for layer in layers],
-            "annotations": {"number": str(self._random.random())},
-        }  # fmt: skip
-        data = json.dumps(document).encode()
-        self.attempted[digest_of(data)] = data
-        self.pending.add(tag)
-        answer = call("PUT", f"/v2/{name}/manifests/{tag}", data, {"Content-Type": OCI})
-        assert answer.status == 201, content(answer)
-        self.tags[tag] = digest_of(data)
-        self.blobs[digest_of(data)] = data
-        self.pending.discard(tag)
-
-    def _blob(self, size: int) -> str:
-        call, data = self._registry.call, self._random.randbytes(size)
-        digest = digest_of(data)
-        self.attempted[digest] = data
-        if self._random.random() < 0.5:
-            answer = call("POST", f"/v2/{self._name}/blobs/uploads/?digest={digest}", data)
-        else:
-            path = call("POST", f"/v2/{self._name}/blobs/uploads/").headers["Location"]
-            middle = self._random.randint(0, size)
-            call("PATCH", path, data[:middle])
-            answer = call("PUT", f"{path}?digest={digest}", data[middle:])
-        assert answer.status == 201, content(answer)
-        self.blobs[digest] = data
-        return digest
-
-
 def test_kills_in_the_middle_of_pushes(tmp_path: Path) -> None:
     """After each kill -9: what was acknowledged is there, whole; what was not is there whole or not at all."""
     rounds = random.Random(7)
@@ -368,7 +316,7 @@ def test_kills_in_the_middle_of_pushes(tmp_path: Path) -> None:
             storage.close()
         registry.start()
         for pusher in pushers:
-            check_pushed(registry, pusher)
+            pusher.check()
     storage = open_storage(str(tmp_path))
     assert list(upkeep.scrub(storage)) == []
     upkeep.collect(storage, grace=-60)
@@ -382,16 +330,3 @@ def test_kills_in_the_middle_of_pushes(tmp_path: Path) -> None:
     storage.objects.tidy(time.time() + 60)
     assert os.listdir(tmp_path / "hidden/sha256") == []
     registry.stop()
-
-
-def check_pushed(registry: Registry, pusher: Pusher) -> None:
-    for digest, data in pusher.attempted.items():
-        answer = registry.call("GET", f"/v2/{pusher._name}/blobs/{digest}")
-        assert answer.status == 200 or (answer.status == 404 and digest not in pusher.blobs)
-        assert answer.status == 404 or content(answer) == data
-    for tag, digest in pusher.tags.items():
-        answer = registry.call("GET", f"/v2/{pusher._name}/manifests/{tag}")
-        assert answer.status == 200
-        assert digest_of(content(answer)) == answer.headers["Docker-Content-Digest"]
-        if tag not in pusher.pending:
-            assert answer.headers["Docker-Content-Digest"] == digest
