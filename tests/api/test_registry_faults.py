@@ -26,7 +26,7 @@ from tare.registry import upkeep
 from tare.registry.places import open_storage
 
 EXAMPLES = int(os.environ.get("TARE_FUZZ", "150"))
-KILLS = int(os.environ.get("TARE_KILLS", "8"))
+KILLS = int(os.environ.get("TARE_KILLS", "5"))
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,
