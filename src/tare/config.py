@@ -59,7 +59,27 @@ class EngineConfig:
     """Name of the default bridge; ``none`` disables networking; ``None`` means our own (tare0, or the next free name)."""
     bip: str | None = None
     """Address of the default bridge as CIDR; ``None`` means the first free default pool."""
+    bip6: str | None = None
+    """Its IPv6 address; needs ``ipv6``. ``None`` means the first free default pool."""
+    ipv6: bool = False
+    """Whether the default bridge has IPv6."""
+    fixed_cidr: str | None = None
+    """The part of the default bridge's subnet that is handed out; without ``bip`` its whole subnet."""
+    fixed_cidr_v6: str | None = None
+    default_gateway: str | None = None
+    """Where the default bridge's containers send what leaves their subnet; ``None`` means the bridge."""
+    default_gateway_v6: str | None = None
+    icc: bool = True
+    """Whether containers of the default bridge may talk to each other."""
+    ip_masq: bool = True
+    """Whether containers of the default bridge appear outside with the host's address."""
+    ip: str = "0.0.0.0"
+    """Where the default bridge publishes ports that name no address."""
+    host_gateway_ips: tuple[str, ...] = ()
+    """What ``--add-host NAME:host-gateway`` stands for; empty means the default bridge's addresses."""
     mtu: int = 1500
+    default_network_opts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Options of new networks that do not give them, by driver."""
     default_address_pools: tuple[tuple[str, int], ...] = ()
     """Where networks without a subnet get theirs: (range, prefix length of a subnet); empty means Docker's."""
     log_driver: str = "json-file"

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tare.config import DEFAULT_SOCKET, EngineConfig
 from tare.daemon_log import FORMATS, LEVELS
@@ -26,12 +26,14 @@ from tare.errors import InvalidArgument
 from tare.runtime.lowering import BUILT_IN_INIT
 
 DEFAULT_CONFIG_FILE = Path("/etc/tare/daemon.json")
+T = TypeVar("T")
 _TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting. ``kind``: str, int, bool, path, list, map. ``name`` is the flag; ``key`` the one in daemon.json (lists are plural)."""
+    """One setting. ``kind``: str, int, bool, path, list, map, pools, drivers. ``name`` is the flag; ``key`` the one in daemon.json (lists
+    are plural)."""
 
     name: str
     field: str
@@ -65,6 +67,23 @@ OPTIONS = (
     Option("no-proxy", "no_proxy", "str", "Comma-separated hosts, domains and networks that are reached without a proxy"),
     Option("bridge", "bridge", "str", 'Default bridge to attach containers to ("none" disables networking)', "b"),
     Option("bip", "bip", "str", "Address of the default bridge as CIDR"),
+    Option("bip6", "bip6", "str", "IPv6 address of the default bridge as CIDR"),
+    Option("ipv6", "ipv6", "bool", "Enable IPv6 networking for the default bridge"),
+    Option("fixed-cidr", "fixed_cidr", "str", "Part of the default bridge's subnet that containers get addresses of"),
+    Option("fixed-cidr-v6", "fixed_cidr_v6", "str", "IPv6 subnet of the default bridge"),
+    Option("default-gateway", "default_gateway", "str", "Default gateway of the default bridge's containers"),
+    Option("default-gateway-v6", "default_gateway_v6", "str", "Default IPv6 gateway of the default bridge's containers"),
+    Option("icc", "icc", "bool", "Enable communication between containers of the default bridge"),
+    Option("ip-masq", "ip_masq", "bool", "Hide the default bridge's containers behind the host's address"),
+    Option("ip", "ip", "str", "Address on which the default bridge publishes ports that name none"),
+    Option("host-gateway-ip", "host_gateway_ips", "list", 'Address that "host-gateway" stands for in --add-host', key="host-gateway-ips"),
+    Option(
+        "default-network-opt",
+        "default_network_opts",
+        "drivers",
+        "Option of new networks, DRIVER=OPTION=VALUE",
+        key="default-network-opts",
+    ),
     Option(
         "default-address-pool",
         "default_address_pools",
@@ -103,11 +122,8 @@ RELOADABLE = ("debug", "log_level", "labels", "shutdown_timeout", "slow_request"
 FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "iptables": (_TRUE, "published ports need packet rules (nftables); --bridge=none turns networking off"),
     "ip-forward": (_TRUE, "containers' networks need forwarding; --bridge=none turns networking off"),
-    "ip-masq": (_TRUE, "the default network is always masqueraded"),
-    "icc": (_TRUE, "containers of the default network may always talk to each other"),
     "live-restore": (_TRUE, "containers always go on running without the daemon"),
     "ip6tables": (_TRUE, "IPv6 networks need packet rules (nftables), as IPv4 ones do"),
-    "ipv6": (_FALSE, "IPv6 on the default network is not part of this release"),
     "userland-proxy": (_FALSE, "ports are published by the kernel alone"),
     "experimental": (_FALSE, "there are no experimental features to turn on"),
     "selinux-enabled": (_FALSE, "SELinux labels are not part of this release"),
@@ -228,6 +244,12 @@ def _add_value(values: dict[str, Any], option: Option, text: str) -> None:
         if not equals or not key:
             raise UsageError(f'invalid argument "{text}" for "{where}" flag: expected KEY=VALUE')
         values.setdefault(option.field, {})[key] = value
+    elif option.kind == "drivers":
+        driver, first, rest = text.partition("=")
+        key, second, value = rest.partition("=")
+        if not (first and second and driver and key):
+            raise UsageError(f'invalid argument "{text}" for "{where}" flag: expected DRIVER=OPTION=VALUE')
+        values.setdefault(option.field, {}).setdefault(driver, {})[key] = value
     else:
         values[option.field] = _scalar(option, text, f'invalid argument "{text}" for "{where}" flag')
 
@@ -282,6 +304,8 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{prefix}a JSON object is expected")
     document = document | _proxies(document.pop("proxies", {}), prefix)
+    if isinstance(document.get("host-gateway-ip"), str):  # dockerd's older key
+        document["host-gateway-ips"] = [document.pop("host-gateway-ip")]
     unknown = [key for key in document if key not in _BY_KEY and _FILE_ALIASES.get(key, key) not in FIXED]
     if unknown:
         hint = _suggestion(unknown[0], [*_BY_KEY, *FIXED], "")
@@ -313,6 +337,10 @@ def _from_json(option: Option, value: Any, prefix: str) -> Any:
         "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
         "str": (lambda v: isinstance(v, str), "a string"),
         "path": (lambda v: isinstance(v, str), "a string"),
+        "drivers": (
+            lambda v: isinstance(v, dict) and all(isinstance(o, dict) and all(isinstance(x, str) for x in o.values()) for o in v.values()),
+            "an object of objects of strings",
+        ),
         "pools": (lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v), "a list of objects with base and size"),
     }
     valid, wanted = checks[option.kind]
@@ -357,12 +385,7 @@ def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
         raise UsageError(f"invalid init path {config.init_path}: expected an absolute path, or {BUILT_IN_INIT}")
     for server in config.dns:
         _checked(ipaddress.ip_address, server, f"{server} is not an ip address")
-    if config.bip is not None:
-        _checked(ipaddress.ip_interface, config.bip, f"invalid --bip {config.bip}: expected ADDRESS/PREFIX")
-        if "/" not in config.bip:
-            raise UsageError(f"invalid --bip {config.bip}: expected ADDRESS/PREFIX")
-        if config.bridge is not None:
-            raise UsageError("you specified -b & --bip, mutually exclusive options. Please specify only one")
+    _check_default_bridge(config)
     for label in config.labels:
         if not label.partition("=")[1]:
             raise UsageError(f'bad attribute format: "{label}": labels are KEY=VALUE')
@@ -371,6 +394,48 @@ def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
         if path is None or not path.is_absolute():
             raise UsageError(f"--{name.replace('_', '-')} must be an absolute path")
     return _check_derived(config, given)
+
+
+def _check_default_bridge(config: EngineConfig) -> None:
+    if config.bridge is not None and (config.bip or config.bip6):
+        flag = "--bip" if config.bip else "--bip6"
+        raise UsageError(f"you specified -b & {flag}, mutually exclusive options. Please specify only one")
+    for value, flag, version in ((config.bip, "--bip", 4), (config.bip6, "--bip6", 6)):
+        if value is not None and not _is_interface(value, version):
+            raise UsageError(f"invalid {flag} {value}: expected ADDRESS/PREFIX")
+    for value, flag, version in ((config.fixed_cidr, "--fixed-cidr", 4), (config.fixed_cidr_v6, "--fixed-cidr-v6", 6)):
+        if value is not None and not _is_network(value, version):
+            raise UsageError(f"invalid {flag} {value}: expected a network as CIDR")
+    for text in config.host_gateway_ips:
+        _checked(ipaddress.ip_address, text, f"invalid --host-gateway-ip {text}: not an IP address")
+    for address, flag, kind in (
+        (config.ip, "--ip", ipaddress.IPv4Address),
+        (config.default_gateway, "--default-gateway", ipaddress.IPv4Address),
+        (config.default_gateway_v6, "--default-gateway-v6", ipaddress.IPv6Address),
+    ):
+        if address:
+            _checked(kind, address, f"invalid {flag} {address}: not an {kind.__name__.removesuffix('Address')} address")
+    for value, flag in (
+        (config.bip6, "--bip6"),
+        (config.fixed_cidr_v6, "--fixed-cidr-v6"),
+        (config.default_gateway_v6, "--default-gateway-v6"),
+    ):
+        if value and not config.ipv6:
+            raise UsageError(f"{flag} needs IPv6 on the default bridge: add --ipv6")
+
+
+def _is_interface(text: str, version: int) -> bool:
+    try:
+        return "/" in text and ipaddress.ip_interface(text).version == version
+    except ValueError:
+        return False
+
+
+def _is_network(text: str, version: int) -> bool:
+    try:
+        return "/" in text and ipaddress.ip_network(text, strict=False).version == version
+    except ValueError:
+        return False
 
 
 def _check_derived(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
@@ -391,9 +456,9 @@ def _check_derived(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
     return replace(config, **changes)
 
 
-def _checked(parse: Callable[[str], object], text: str, message: str) -> None:
+def _checked(parse: Callable[[str], T], text: str, message: str) -> T:
     try:
-        parse(text)
+        return parse(text)
     except ValueError:
         raise UsageError(message) from None
 

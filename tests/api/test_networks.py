@@ -205,9 +205,42 @@ def test_requests_that_cannot_be(engine: Daemon, network: Callable[..., str]) ->
     assert "not found" in refusal(engine, "network", "inspect", "nowhere") and "not found" in refusal(engine, "network", "rm", "nowhere")
     assert "host network" in refusal(engine, "network", "connect", "host", engine.docker("ps", "-q").stdout.split()[0])
     assert "is a pre-defined network" in refusal(engine, "network", "rm", "bridge")
+    for option, text in (("enable_icc=maybe", 'parsing "maybe": invalid syntax'), ("gateway_mode_ipv4=routed", "is not offered")):
+        assert text in refusal(engine, "network", "create", "-o", f"com.docker.network.bridge.{option}", "x1")
+    outside = refusal(engine, "run", "--rm", "--network", name, "--ip", "10.1.1.1", "busybox", "true")
+    assert "no configured subnet or ip-range contain" in outside
+    assert "endpoint nobody not found" in refusal(engine, "network", "disconnect", "-f", name, "nobody")
     unconfigured = network()
     text = refusal(engine, "run", "--rm", "--network", unconfigured, "--ip", "172.30.0.9", "busybox", "true")
     assert "only when connecting to networks with user configured subnets" in text
+
+
+def test_another_containers_network_takes_no_settings(engine: Daemon) -> None:
+    run(engine, "--name", "owner")
+    for flags, text in (
+        (["--dns", "192.0.2.1"], "dns and the network mode"),
+        (["--add-host", "a:192.0.2.1"], "custom host-to-IP mapping and the network mode"),
+        (["--expose", "9"], "port exposing and the container type network mode"),
+        (["-p", "9:9"], "port publishing and the container type network mode"),
+        (["--hostname", "a"], "hostname and the network mode"),
+        (["--link", "owner"], "container type network can't be used with links. This would result in undefined behavior"),
+        (["--network", "bridge"], "cannot attach both user-defined and non-user-defined network-modes"),
+    ):
+        assert f"conflicting options: {text}" in refusal(engine, "run", "--rm", "--network", "container:owner", *flags, "busybox", "true")
+    engine.remove_all()
+
+
+def test_configuration_networks_lend_their_settings(engine: Daemon) -> None:
+    try:
+        engine.docker("network", "create", "--config-only", "--subnet", "10.213.11.0/24", "-o", "com.docker.network.driver.mtu=1300", "cfg")
+        engine.docker("network", "create", "--config-from", "cfg", "--label", "x=y", "lent")
+        shown = inspect(engine, "network", "lent")
+        assert shown["ConfigFrom"] == {"Network": "cfg"} and shown["IPAM"]["Config"][0]["Subnet"] == "10.213.11.0/24"
+        assert "mtu 1300" in engine.docker("run", "--rm", "--network", "lent", "busybox", "ip", "link", "show", "eth0").stdout
+        assert 'configuration network "cfg" is in use' in refusal(engine, "network", "rm", "cfg")
+        assert "configuration-only network cfg" in refusal(engine, "run", "--rm", "--network", "cfg", "busybox", "true")
+    finally:
+        engine.docker("network", "rm", "lent", "cfg", check=False)
 
 
 def test_internal_networks_lead_nowhere(engine: Daemon, network: Callable[..., str]) -> None:

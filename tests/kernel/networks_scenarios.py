@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from networks_world import (
     HOST,
+    HOST6,
     OUTSIDE,
+    OUTSIDE6,
     Engine,
     Namespace,
     Server,
@@ -29,6 +31,7 @@ from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound
 from tare.linux.netlink import Route
 from tare.networks.creation import NewNetwork
 from tare.networks.dns import wire
+from tare.networks.firewall import LINK_LOCAL6
 from tare.networks.model import Dns, Endpoint, Subnet
 from tare.networks.ports import PortBinding
 from tare.runtime import name_service
@@ -142,6 +145,75 @@ async def hairpin(root: Path) -> None:
     await engine.close()
 
 
+async def ipv6_traffic(root: Path) -> None:
+    """The default bridge with IPv6: every way of a packet, ::1 included, which nobody but the host itself may use."""
+    outside = build_outside()
+    engine = Engine(root, ipv6=True)
+    await engine.networks.start()
+    bindings = [PortBinding(80, "tcp", "", 8080, 8080), PortBinding(53, "udp", "", 5353, 5353), PortBinding(80, "tcp", "::1", 8181, 8181)]
+    connection = await engine.networks.connect(cid(1), "web", bindings=bindings)
+    assert [port.host_ip for port in connection.ports] == ["0.0.0.0", "::", "0.0.0.0", "::", "::1"]
+    web, second = attach(connection), attach(await engine.networks.connect(cid(2), "other"))
+    engine.networks.attached(cid(1), os.getpid())
+    servers = [Server(web, 80, host="::"), Server(web, 53, UDP, "::"), Server(outside, 80, host="::"), Server(None, 7, UDP, "::1")]
+
+    def blocking() -> None:
+        # the host itself
+        assert ask_tcp(None, "::1", 8080) and ask_tcp(None, "::1", 8181) and ask_udp(None, "::1", 5353)
+        assert ask_tcp(None, HOST6, 8080) and ask_tcp(None, "127.0.0.1", 8080) and ask_tcp(None, connection.address6, 80)
+        # from elsewhere: source preserved; what is published on ::1 stays there
+        assert ask_tcp(outside, HOST6, 8080) == OUTSIDE6 and ask_udp(outside, HOST6, 5353) == OUTSIDE6
+        assert refused(lambda: ask_tcp(outside, HOST6, 8181, 0.3))
+        # outwards, among containers, and through the host
+        assert ask_tcp(web, OUTSIDE6, 80) == HOST6
+        assert ask_tcp(second, connection.address6, 80) and ask_tcp(second, HOST6, 8080) and ask_tcp(web, HOST6, 8080)
+        assert refused(lambda: ask_tcp(outside, connection.address6, 80, 0.3)), "only redirected packets are let in"
+        # nobody takes the address that stands for the host's loopback
+        second.run(lambda: _take_address(LINK_LOCAL6))
+        with socket.socket(socket.AF_INET6, UDP) as victim:
+            victim.bind(("::1", 0))
+            victim.settimeout(0.3)
+            _send_from(second, (LINK_LOCAL6, victim.getsockname()[1]), (connection.gateway6, 5353))
+            assert refused(lambda: victim.recv(100)), "a container speaks to the host's loopback"
+        assert refused(lambda: ask_udp(second, f"{LINK_LOCAL6}%eth0", 7, 0.3))
+        assert ask_udp(None, "::1", 7) == "::1"
+
+    await asyncio.to_thread(outside.run, lambda: _route(connection.address6, HOST6))
+    switch = Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+    for value in ("0", "1") if switch.exists() else ("",):
+        if value:
+            switch.write_text(value)
+        await asyncio.to_thread(blocking)
+    assert await asyncio.to_thread(refused, lambda: ask_tcp(None, "::1", 8182, 0.3))
+    engine.die()
+    engine = Engine(root, ipv6=True)
+    await engine.networks.start()
+    await engine.networks.restore({cid(1): 0})
+    assert await asyncio.to_thread(ask_tcp, None, "::1", 8181)
+    await engine.networks.disconnect(cid(1))
+    assert "8181" not in nft("list ruleset")
+    await engine.close()
+    assert nft("list ruleset") == ""
+    engine = Engine(root, ipv6=False)
+    await engine.networks.start()
+    assert [subnet.ipv6 for subnet in engine.networks.get("bridge").network.subnets] == [False]
+    await engine.close()
+    del servers
+
+
+def _take_address(address: str) -> None:
+    with Route() as route:
+        link = route.link("eth0")
+        if address not in [known.address for known in route.addresses(link.index)]:
+            route.add_address(link.index, f"{address}/64")
+
+
+def _send_from(where: Namespace, source: tuple[str, int], target: tuple[str, int]) -> None:
+    with where.socket(UDP, socket.AF_INET6) as client:
+        client.bind((*source, 0, where.run(lambda: socket.if_nametoindex("eth0"))))
+        client.sendto(b"?", target)
+
+
 async def conflicts(root: Path) -> None:
     """Texts of refusals, and that they leave nothing."""
     build_outside()
@@ -156,7 +228,7 @@ async def conflicts(root: Path) -> None:
         try:
             await networks.connect(cid(2), "two", bindings=bindings, **options)
         except kind as error:
-            assert len(networks.connections()) == 1 and len(networks._ports) == 1
+            assert len(networks.connections()) == 1 and networks._places.held_ports == 1
             assert nft("list ruleset") == before
             return str(error)
         raise AssertionError("no error")
@@ -300,6 +372,21 @@ async def options(root: Path) -> None:
         assert route.link(connection.bridge).mtu == 1400
     await engine.networks.disconnect(cid(1))
     await engine.close()
+    flags = {"bip": "10.9.0.1/24", "fixed_cidr": "10.9.0.128/25", "default_gateway": "10.9.0.200", "icc": False, "ip": "127.0.0.1"}
+    engine = Engine(root / "a", **flags, ip_masq=False)
+    await engine.networks.start()
+    connection = await engine.networks.connect(cid(1), "one", bindings=[PortBinding(80)])
+    assert (connection.cidr, connection.gateway, connection.mode) == ("10.9.0.128/24", "10.9.0.200", "isolated"), connection
+    assert connection.ports[0].host_ip == "127.0.0.1"
+    assert 'oifname != "tare0" ip saddr' not in nft("list chain ip tare_tare0 nat_postrouting"), "not masqueraded"
+    await engine.networks.disconnect(cid(1))
+    await engine.close()
+    engine = Engine(root / "a", ipv6=True, fixed_cidr_v6="fd00:9::/64")
+    await engine.networks.start()
+    connection = await engine.networks.connect(cid(1), "one")
+    assert connection.cidr6 == "fd00:9::2/64" and connection.gateway6 == "fd00:9::1"
+    await engine.networks.disconnect(cid(1))
+    await engine.close()
     with Route() as route:
         index = route.add_bridge("br0", up=True)
         route.add_address(index, "10.8.0.1/29")
@@ -369,6 +456,59 @@ async def user_networks(root: Path) -> None:
     await engine.close()
     assert nft("list ruleset") == "" and not link_names() & {front.bridge, back.bridge}
     del servers
+
+
+async def network_options(root: Path) -> None:
+    """Driver options at work: another source address, other interface names, no address of the bridge, IPv6 alone, lent settings."""
+    outside = build_outside()
+    with Route() as route:
+        route.add_address(route.link("eth0").index, "198.51.100.9/24")
+    engine = Engine(root)
+    await engine.networks.start()
+    networks = engine.networks
+    wanted = {"com.docker.network.host_ipv4": "198.51.100.9", "com.docker.network.container_iface_prefix": "lan"}
+    await networks.create(NewNetwork("source", options=wanted))
+    one = await networks.connect(cid(1), "one", network="source")
+    first = attach(one)
+    server = Server(outside, 80)
+    assert one.interface == "lan0" and await asyncio.to_thread(ask_tcp, first, OUTSIDE, 80) == "198.51.100.9"
+    bare = await networks.create(NewNetwork("bare", options={"com.docker.network.bridge.inhibit_ipv4": "true"}))
+    with Route() as route:
+        assert [a for a in route.addresses(route.link(bare.bridge).index) if a.family == socket.AF_INET] == []
+    router = Subnet("10.55.0.0/24", "", "", {"DefaultGatewayIPv4": "10.55.0.7"})
+    await networks.create(NewNetwork("routed", subnets=[router]))
+    assert (await networks.connect(cid(2), "two", network="routed")).gateway == "10.55.0.7"
+    # IPv6 alone
+    await networks.create(NewNetwork("six", ipv4=False, ipv6=True))
+    three = await networks.connect(cid(3), "three", network="six", bindings=[PortBinding(80, "tcp", "", 8080, 8080)])
+    third = attach(three)
+    servers = [Server(third, 80, host="::")]
+    assert three.address == "" and [port.host_ip for port in three.ports] == ["::"]
+    assert await asyncio.to_thread(ask_tcp, None, "::1", 8080)
+    # settings lent by a configuration network
+    await networks.create(NewNetwork("config", config_only=True, subnets=[Subnet("10.56.0.0/24", "10.56.0.9")], labels={"a": "b"}))
+    lent = await networks.create(NewNetwork("lent", config_from="config"))
+    assert lent.subnets[0].gateway == "10.56.0.9" and lent.labels == {"a": "b"} and lent.config_from == "config"
+    for action, text in (
+        (networks.connect(cid(4), "four", network="config"), "configuration-only"),
+        (networks.remove("config"), "is in use"),
+    ):
+        try:
+            await action
+            raise AssertionError(f"accepted: {text}")
+        except Forbidden as error:
+            assert text in str(error)
+    engine.die()
+    engine = Engine(root)
+    await engine.networks.start()
+    await engine.networks.restore({cid(3): 0})
+    assert engine.networks.connections() == [three] and await asyncio.to_thread(ask_tcp, None, "::1", 8080)
+    await engine.networks.disconnect(cid(3))
+    assert "config" not in [network.name for network in await engine.networks.prune()]
+    await engine.networks.remove("config")
+    await engine.close()
+    assert nft("list ruleset") == "" and not [name for name in link_names() if name.startswith(("tare", "br-"))]
+    del server, servers
 
 
 async def rules_taken_away(root: Path) -> None:

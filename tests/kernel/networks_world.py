@@ -25,6 +25,8 @@ from tare.store.metadata import Metadata
 T = TypeVar("T")
 HOST = "198.51.100.1"
 OUTSIDE = "198.51.100.2"
+HOST6 = "2001:db8::1"
+OUTSIDE6 = "2001:db8::2"
 
 
 def in_thread(action: Callable[[], T]) -> T:
@@ -68,9 +70,9 @@ class Namespace:
 
         return in_thread(inside)
 
-    def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def socket(self, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
         """A socket that belongs to this namespace, wherever it is used."""
-        made = self.run(lambda: socket.socket(socket.AF_INET, kind))
+        made = self.run(lambda: socket.socket(family, kind))
         made.settimeout(3)
         return made
 
@@ -83,11 +85,13 @@ def build_outside() -> Namespace:
         route.add_veth("eth0", "eth0", peer_ns_fd=outside.fd)
         index = route.link("eth0").index
         route.add_address(index, f"{HOST}/24")
+        route.add_address(index, f"{HOST6}/64")
 
     def configure() -> None:
         with Route() as route:
             index = route.link("eth0").index
             route.add_address(index, f"{OUTSIDE}/24")
+            route.add_address(index, f"{OUTSIDE6}/64")
             route.set_link(index, up=True)
 
     outside.run(configure)
@@ -110,9 +114,11 @@ def attach(connection: Connection) -> Namespace:
     def configure() -> None:
         with Route() as route:
             index = route.link(connection.interface).index
-            route.add_address(index, connection.cidr)
+            for cidr in connection.cidrs:
+                route.add_address(index, cidr)
             route.set_link(index, up=True)
-            route.add_route(None, connection.gateway)
+            for gateway in filter(None, (connection.gateway, connection.gateway6)):
+                route.add_route(None, gateway)
 
     inside.run(configure)
     return inside
@@ -122,7 +128,7 @@ class Server:
     """Answers each TCP connection or UDP datagram with ``address-of-the-client``."""
 
     def __init__(self, where: Namespace | None, port: int, kind: int = socket.SOCK_STREAM, host: str = "0.0.0.0") -> None:
-        self._socket = where.socket(kind) if where else socket.socket(socket.AF_INET, kind)
+        self._socket = _socket(where, host, kind)
         self._socket.settimeout(None)
         if kind == socket.SOCK_STREAM:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,16 +156,21 @@ class Server:
         self._socket.close()
 
 
+def _socket(where: Namespace | None, host: str, kind: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return where.socket(kind, family) if where else socket.socket(family, kind)
+
+
 def ask_tcp(where: Namespace | None, host: str, port: int, timeout: float = 3) -> str:
     """What a server says; raises ``OSError`` when it cannot be reached."""
-    with where.socket() if where else socket.socket() as client:
+    with _socket(where, host, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)
         client.connect((host, port))
         return client.recv(100).decode()
 
 
 def ask_udp(where: Namespace | None, host: str, port: int, timeout: float = 3) -> str:
-    with where.socket(socket.SOCK_DGRAM) if where else socket.socket(type=socket.SOCK_DGRAM) as client:
+    with _socket(where, host, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout)
         client.connect((host, port))
         client.send(b"?")
@@ -193,8 +204,6 @@ class Engine:
         """What is left of a daemon after kill -9: its descriptors are gone, nothing was tidied up."""
         self.networks._watch.stop()
         self.networks._running.close()
-        self.networks._ports.close()
-        for attached in self.networks._attached.values():
-            if attached.claim is not None:
-                attached.claim.release(forget=False)
+        self.networks._places.close()
+        self.networks._catalogue.close()
         self.metadata.close()

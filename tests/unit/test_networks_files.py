@@ -19,8 +19,8 @@ def settings(text: str) -> str:
 
 def test_hosts_layout() -> None:
     assert files.hosts("c1", addresses=["172.17.0.2"]) == LOOPBACK + "172.17.0.2\tc1\n"
-    text = files.hosts("c1", "example.org", ["10.0.0.2", "fd00::2"], ["db:10.1.1.1", "gw:host-gateway"], "172.17.0.1")
-    assert text == LOOPBACK + ("10.1.1.1\tdb\n172.17.0.1\tgw\n10.0.0.2\tc1.example.org c1\nfd00::2\tc1.example.org c1\n")
+    text = files.hosts("c1", "example.org", ["10.0.0.2", "fd00::2"], ["db:10.1.1.1", "gw:host-gateway"], ["172.17.0.1", "fd00::1"])
+    assert text == LOOPBACK + ("10.1.1.1\tdb\n172.17.0.1\tgw\nfd00::1\tgw\n10.0.0.2\tc1.example.org c1\nfd00::2\tc1.example.org c1\n")
     assert files.hosts("c1") == LOOPBACK
 
 
@@ -35,7 +35,7 @@ def test_hosts_layout() -> None:
     ],
 )
 def test_extra_host(entry: str, expected: tuple[str, str]) -> None:
-    assert files.parse_extra_host(entry) == expected
+    assert files.parse_extra_host(entry) == [expected]
 
 
 @pytest.mark.parametrize("entry", ["db", "", ":1.2.3.4", "db:", "db:x", "db:host-gateway", "a b:1.2.3.4", "db:1.2.3.4\n6.6.6.6 x"])

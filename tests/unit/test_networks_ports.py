@@ -188,7 +188,7 @@ def test_rules_are_one_replacing_transaction() -> None:
     ]
     text = ruleset("tare_tare0", "tare0", ["172.17.0.0/16"], redirects)
     assert text.startswith(
-        "add table ip6 tare_tare0\ndelete table ip6 tare_tare0\nadd table ip tare_tare0\ndelete table ip tare_tare0\ntable ip tare_tare0 {"
+        "add table ip tare_tare0\ndelete table ip tare_tare0\nadd table ip6 tare_tare0\ndelete table ip6 tare_tare0\ntable ip tare_tare0 {"
     )
     assert "elements = { tcp . 8080 : 172.17.0.2 . 80 }" in text
     assert "elements = { 127.0.0.1 . udp . 53 : 172.17.0.2 . 53 }" in text

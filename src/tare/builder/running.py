@@ -169,7 +169,7 @@ class Runner:
     def _record(self, job: Job) -> Record:
         host = msgspec.structs.replace(job.host, log_config=LogConfig(type="none"))
         normalise_host_config(host, job.config, self._config)
-        self._launcher.check(host, job.config)
+        self._launcher.check(host)
         private = not host.network_mode.startswith("container:") and host.network_mode not in ("host", "none")
         if private and not job.config.hostname:
             job.config.hostname = job.id[:12]

@@ -85,14 +85,9 @@ class Launcher:
         """The image's config in the container's words."""
         return convert(Config, image.container_config())
 
-    def check(self, host: HostConfig, config: Config) -> None:
+    def check(self, host: HostConfig) -> None:
         """Refuse what cannot be started, by name, before anything is made."""
-        mode = parse_mode(host.network_mode)
-        if mode.kind == "container":
-            if host.port_bindings or host.publish_all_ports:
-                raise InvalidArgument("conflicting options: port publishing and the container type network mode")
-            if config.hostname:
-                raise InvalidArgument("conflicting options: hostname and the network mode")
+        parse_mode(host.network_mode)
         for text, option in ((host.pid_mode, "pid"), (host.ipc_mode, "ipc")):
             if not text.startswith("container:") and text not in ("", "host", "private", "shareable", "none"):
                 raise InvalidArgument(f"invalid {option.upper()} mode: {text}")
@@ -100,14 +95,10 @@ class Launcher:
             raise InvalidArgument(f"--storage-opt is not supported by storage driver {self.storage_driver}")
         parse_bindings(_plain_bindings(host))
         self.log_settings(host)
-        self._check_links(host, mode)
+        self._check_links(host)
         host.pid_mode, host.ipc_mode, host.network_mode = map(self._by_id, (host.pid_mode, host.ipc_mode, host.network_mode))
 
-    def _check_links(self, host: HostConfig, mode: NetworkMode) -> None:
-        if host.links and mode.kind in ("host", "container"):
-            raise InvalidArgument(
-                f"conflicting options: {mode.kind} type networking can't be used with links. This would result in undefined behavior"
-            )
+    def _check_links(self, host: HostConfig) -> None:
         for text in host.links or ():
             link = links.parse_link(text)
             try:

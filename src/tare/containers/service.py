@@ -32,7 +32,7 @@ from tare.containers.names import check_name, new_id, random_name
 from tare.containers.record import DEAD, EXITED, PAUSED, REMOVING, RESTARTING, RUNNING, MountPoint, Record
 from tare.containers.stats import Rounds
 from tare.containers.update import update
-from tare.containers.validate import normalise_host_config
+from tare.containers.validate import check_network_mode, normalise_host_config
 from tare.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.linux.cgroup.detect import detect
 from tare.linux.cgroup.group import Cgroup
@@ -242,12 +242,14 @@ class Containers:
         image = self._images.get(request.image, platform) if request.image else None
         if image is None:
             raise InvalidArgument("no image specified: name the image that the container is to be made of")
-        config = merge(_config_of(request), self.launcher.image_config(image))
-        host = request.host_config
+        config, host = _config_of(request), request.host_config
+        asked = request.networking_config.endpoints_config if request.networking_config else None
+        check_network_mode(config, host, asked or ())
+        config = merge(config, self.launcher.image_config(image))
         warnings = normalise_host_config(host, config, self._config)
         self._default_hostname(config, host, container_id)
         networks = self._networks_of(request, host)
-        self.launcher.check(host, config)
+        self.launcher.check(host)
         record = Record(
             id=container_id,
             name=name,

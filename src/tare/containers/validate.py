@@ -7,6 +7,7 @@ them. What this machine cannot do is dropped with a warning, where dockerd does 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tare.containers import cdi, resources
@@ -87,6 +88,42 @@ def normalise_host_config(
     if engine is not None and not host.log_config.type:
         host.log_config.type = engine.log_driver  # clients (docker-py) decide by it whether there are logs to read
     return warnings
+
+
+def check_network_mode(config: Config, host: HostConfig, endpoints: Iterable[str]) -> None:
+    """Refuse, in dockerd's words, what a container without a network namespace of its own cannot have. ``config`` is what was asked,
+    without the image's share; ``endpoints`` are the networks that were named besides the mode."""
+    mode = "container" if host.network_mode.startswith("container:") else host.network_mode
+    conflicts = [
+        (("container",), bool(config.hostname), "hostname and the network mode"),
+        (
+            ("host",),
+            bool(host.links),
+            "host type networking can't be used with links. This would result in undefined behavior",
+        ),
+        (
+            ("container",),
+            bool(host.links),
+            "container type network can't be used with links. This would result in undefined behavior",
+        ),
+        (("container",), bool(host.dns), "dns and the network mode"),
+        (("container",), bool(host.extra_hosts), "custom host-to-IP mapping and the network mode"),
+        (("container", "host"), bool(config.mac_address), "mac-address and the network mode"),
+        (
+            ("container",),
+            bool(host.port_bindings or host.publish_all_ports),
+            "port publishing and the container type network mode",
+        ),
+        (("container",), bool(config.exposed_ports), "port exposing and the container type network mode"),
+        (
+            ("container", "host", "none"),
+            any(name not in (host.network_mode, "default", "") for name in endpoints),
+            "cannot attach both user-defined and non-user-defined network-modes",
+        ),
+    ]
+    for modes, present, text in conflicts:
+        if present and mode in modes:
+            raise InvalidArgument(f"conflicting options: {text}")
 
 
 def _check_config(config: Config) -> None:

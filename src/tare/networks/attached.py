@@ -12,14 +12,10 @@ from tare.errors import InvalidArgument, ResourceExhausted
 from tare.linux.netlink import ISOLATED, Route
 from tare.linux.nft import Nftables
 from tare.networks import bridge as kernel
-from tare.networks import parent, vxlan
+from tare.networks import options, parent, vxlan
 from tare.networks.firewall import Firewall, Redirect, Rules
-from tare.networks.ipam import Address, Pool
-from tare.networks.model import Connection, Network
-
-MASQUERADE_OPTION = "com.docker.network.bridge.enable_ip_masquerade"
-ICC_OPTION = "com.docker.network.bridge.enable_icc"
-HOST_IP_OPTION = "com.docker.network.bridge.host_binding_ipv4"
+from tare.networks.ipam import Address, Pool, mac_for
+from tare.networks.model import GATEWAY_KEYS, Connection, Network, Subnet
 
 
 class AttachedNetwork:
@@ -41,17 +37,40 @@ class AttachedNetwork:
             for subnet in network.subnets
         ]
         self.firewall: Firewall | None = None
+        self.interface_prefix = network.options.get(options.INTERFACE_PREFIX) or "eth"
+        self._options = options.BridgeOptions()
         if network.driver == "bridge":
             assert nft is not None
-            rules = Rules(network.internal, _switched(network, MASQUERADE_OPTION), _switched(network, ICC_OPTION))
-            self.firewall = Firewall(nft, network.bridge, [subnet.subnet for subnet in network.subnets], rules)
+            self._options = options.bridge_options(network.options)
+            self.firewall = Firewall(nft, network.bridge, [subnet.subnet for subnet in network.subnets], self._rules())
+
+    def _rules(self) -> Rules:
+        wanted = self._options
+        return Rules(
+            internal=self.network.internal,
+            masquerade=wanted.masquerade,
+            icc=wanted.icc,
+            source=wanted.source,
+            source6=wanted.source6,
+            gateway6=next((subnet.gateway for subnet in self.network.subnets if subnet.ipv6), ""),
+        )
+
+    @property
+    def publishes(self) -> bool:
+        """Whether ports of its containers can be published."""
+        return self.network.driver == "bridge" and not self.network.internal
+
+    @property
+    def host_ip(self) -> str:
+        """The host address on which ports are published that name none; empty for all."""
+        return self._options.host_ip
 
     @property
     def link_mode(self) -> str:
         """The mode of a container's link: that of a macvlan or ipvlan; ``isolated`` for a bridge whose containers must not talk."""
         if self.network.driver != "bridge":
             return parent.mode_of(self.network)
-        return "" if _switched(self.network, ICC_OPTION) else ISOLATED
+        return "" if self._options.icc else ISOLATED
 
     # Addresses
 
@@ -62,26 +81,23 @@ class AttachedNetwork:
             (pool, subnet) for pool, subnet in zip(self.pools, self.network.subnets, strict=True) if pool.subnet.version == version
         ]
         if wanted is not None:
+            given = any(subnet.given for _, subnet in candidates)
             candidates = [(pool, subnet) for pool, subnet in candidates if wanted in pool.subnet]
-            if not candidates or not any(subnet.given for _, subnet in candidates):
-                self._refuse(wanted)
+            if not given or not candidates:
+                self._refuse(wanted, given)
         for number, (pool, subnet) in enumerate(candidates):
             try:
-                return pool.allocate(wanted), pool.subnet.prefixlen, subnet.gateway
+                return pool.allocate(wanted), pool.subnet.prefixlen, _route(subnet, version)
             except ResourceExhausted:
                 if number == len(candidates) - 1:
                     raise
         return None
 
-    def _refuse(self, wanted: Address) -> None:
-        if not any(subnet.given for subnet in self.network.subnets):
-            raise InvalidArgument(
-                f"invalid config for network {self.network.name}: invalid endpoint settings:\n"
-                "user specified IP address is supported only when connecting to networks with user configured subnets"
-            )
-        raise InvalidArgument(
-            f"invalid config for network {self.network.name}: invalid endpoint settings:\nno configured subnet contains IP address {wanted}"
-        )
+    def _refuse(self, wanted: Address, given: bool) -> None:
+        reason = "user specified IP address is supported only when connecting to networks with user configured subnets"
+        if given:
+            reason = f"no configured subnet or ip-range contain the IP address {wanted}"
+        raise InvalidArgument(f"invalid config for network {self.network.name}: invalid endpoint settings:\n{reason}")
 
     def release(self, address: str) -> None:
         """Give an address back; an empty one is none."""
@@ -125,8 +141,10 @@ class AttachedNetwork:
             if network.driver != "bridge":
                 parent.bring_up(route, network)
                 return []
-            addresses = [f"{subnet.gateway}/{subnet.subnet.partition('/')[2]}" for subnet in network.subnets]
-            warnings = kernel.bring_up(route, network.bridge, addresses, network.mtu, exclusive=network.own_bridge)
+            subnets = [subnet for subnet in network.subnets if subnet.ipv6 or self._options.addressed]
+            addresses = [f"{subnet.gateway}/{subnet.subnet.partition('/')[2]}" for subnet in subnets]
+            mac = mac_for(ip_address(network.subnets[0].gateway))
+            warnings = kernel.bring_up(route, network.bridge, addresses, network.mtu, mac=mac, exclusive=network.own_bridge)
             vxlan.bring_up(route, network)
             return warnings
 
@@ -166,8 +184,8 @@ class AttachedNetwork:
                 self.claim.release(forget=True)
 
 
-def _switched(network: Network, option: str) -> bool:
-    return network.options.get(option, "true").lower() not in ("false", "0", "f")
+def _route(subnet: Subnet, version: int) -> str:
+    return subnet.auxiliary.get(GATEWAY_KEYS[version]) or subnet.gateway
 
 
 def _redirects(connection: Connection) -> list[Redirect]:

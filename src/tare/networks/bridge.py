@@ -20,11 +20,12 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 
 from tare.linux.netlink import Link, Route
-from tare.networks.ipam import Range, mac_for
+from tare.networks.firewall import LINK_LOCAL6
+from tare.networks.ipam import Range
 
 CLAIMS = Path("/run/tare-bridges")
 NAME_PREFIX = "tare"
@@ -149,13 +150,13 @@ def taken_networks(route: Route, nameservers: tuple[str, ...], except_link: str 
     return [network for network in found if network.prefixlen > 1]
 
 
-def bring_up(route: Route, name: str, addresses: Sequence[str], mtu: int, *, exclusive: bool = True) -> list[str]:
+def bring_up(route: Route, name: str, addresses: Sequence[str], mtu: int, *, mac: str, exclusive: bool = True) -> list[str]:
     """Create or repair a bridge with these addresses (CIDR), up and with its switches set. Returns warnings.
 
     ``exclusive``: the bridge is ours, and loses addresses that an earlier configuration gave it.
     """
     link = route.link(name)
-    index = route.add_bridge(name, mac=mac_for(ip_interface(addresses[0]).ip), mtu=mtu) if link is None else link.index
+    index = route.add_bridge(name, mac=mac, mtu=mtu) if link is None else link.index
     warnings = []
     # Without IPv6 in the network a link-local address would only offer the host's services to containers.
     ipv6 = any(":" in address for address in addresses)
@@ -163,12 +164,12 @@ def bring_up(route: Route, name: str, addresses: Sequence[str], mtu: int, *, exc
         raise OSError(errno.EAFNOSUPPORT, "the kernel has no IPv6, or it is disabled (net.ipv6.conf.all.disable_ipv6)", name)
     if not _set(f"ipv4/conf/{name}/route_localnet", "1"):
         warnings.append(f"cannot set route_localnet of {name}: published ports do not answer on 127.0.0.1")
-    present = [address.cidr for address in route.addresses(index) if address.scope != LINK_SCOPE]
+    present = route.addresses(index)
     for other in present if exclusive else ():
-        if other not in addresses:
-            route.delete_address(index, other)
-    for cidr in addresses:
-        if cidr not in present:
+        if other.cidr not in addresses and other.scope != LINK_SCOPE:
+            route.delete_address(index, other.cidr)
+    for cidr in (*addresses, *([f"{LINK_LOCAL6}/64"] if ipv6 else [])):
+        if cidr not in (address.cidr for address in present):
             route.add_address(index, cidr, replace=True)
     route.set_link(index, up=True, mtu=mtu if link is not None and link.mtu != mtu else 0)
     if not _set("ipv4/ip_forward", "1"):
@@ -178,12 +179,13 @@ def bring_up(route: Route, name: str, addresses: Sequence[str], mtu: int, *, exc
     return warnings
 
 
-def address_of(route: Route, name: str) -> str:
-    """The first IPv4 address of a link as CIDR, or empty."""
+def address_of(route: Route, name: str, version: int) -> str:
+    """The first address of a family that a link has beyond itself, as CIDR; or empty."""
     link = route.link(name)
     if link is None:
         return ""
-    return next((a.cidr for a in route.addresses(link.index) if a.family == socket.AF_INET), "")
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    return next((a.cidr for a in route.addresses(link.index) if a.family == family and a.scope != LINK_SCOPE), "")
 
 
 def take_down(route: Route, name: str) -> None:

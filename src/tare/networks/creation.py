@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
 from tare.errors import Forbidden, InvalidArgument, NotFound, Unsupported
+from tare.networks import options as driver_options
 from tare.networks import parent, vxlan
 from tare.networks.bandwidth import parse_bandwidth
 from tare.networks.ipam import Range, inside
@@ -15,9 +16,6 @@ from tare.networks.model import PREDEFINED, Network, Subnet
 
 NETWORK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 LINK_NAME = re.compile(r"[^\s/:%]{1,15}")
-BRIDGE_NAME_OPTION = "com.docker.network.bridge.name"
-MTU_OPTION = "com.docker.network.driver.mtu"
-BANDWIDTH_OPTION = "tare.bandwidth"
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class NewNetwork:
     name: str
     driver: str = "bridge"
     subnets: Sequence[Subnet] = ()
+    ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
     attachable: bool = False
@@ -34,7 +33,11 @@ class NewNetwork:
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     ipam_driver: str = "default"
-    ipam_options: Mapping[str, str] = field(default_factory=dict)
+    ipam_options: Mapping[str, str] | None = None
+    config_only: bool = False
+    """A network that nobody can use: a configuration for others."""
+    config_from: str = ""
+    """The configuration network whose settings are taken over."""
 
 
 def check_request(wanted: NewNetwork) -> None:
@@ -56,6 +59,31 @@ def check_request(wanted: NewNetwork) -> None:
         raise InvalidArgument("invalid network config:\n" + "\n".join(problems))
     if not wanted.ipv6 and any(subnet.ipv6 for subnet in wanted.subnets):
         raise InvalidArgument("invalid network config:\nIPv6 subnets need an IPv6 network: create it with --ipv6")
+    if not wanted.ipv4 and any(subnet.subnet and not subnet.ipv6 for subnet in wanted.subnets):
+        raise InvalidArgument("invalid network config:\nIPv4 subnets need an IPv4 network: create it without --ipv4=false")
+    if not (wanted.ipv4 or wanted.ipv6):
+        raise InvalidArgument("IPv4 or IPv6 must be enabled")
+
+
+def configured(wanted: NewNetwork, source: Network) -> NewNetwork:
+    """A request that takes its settings from a configuration network."""
+    if not source.config_only:
+        raise Forbidden(f'"{source.name}" is not a configuration network')
+    if wanted.config_only:
+        raise Forbidden("a configuration network cannot depend on another configuration network")
+    own = wanted.subnets or wanted.options or wanted.ipam_options or wanted.ipam_driver not in ("", "default")
+    if own or wanted.ipv6 or not wanted.ipv4:
+        raise Forbidden("user supplied configurations are not supported if the network depends on a configuration network")
+    return replace(
+        wanted,
+        subnets=source.subnets,
+        ipv4=source.ipv4,
+        ipv6=source.ipv6,
+        options=source.options,
+        labels={**source.labels, **wanted.labels},
+        ipam_options=source.ipam_options,
+        config_from=source.name,
+    )
 
 
 def check_network(network: Network) -> None:
@@ -63,20 +91,16 @@ def check_network(network: Network) -> None:
     if network.driver == "bridge":
         if not LINK_NAME.fullmatch(network.bridge):
             raise InvalidArgument(f"invalid bridge name {network.bridge!r}: 1 to 15 characters, no space, no slash")
+        driver_options.bridge_options(network.options)
         vxlan.check(network)
     else:
         parent.mode_of(network)
-    parse_bandwidth(network.options.get(BANDWIDTH_OPTION, ""))
+    parse_bandwidth(network.options.get(driver_options.BANDWIDTH, ""))
 
 
 def mtu(options: Mapping[str, str], default: int) -> int:
-    """The MTU that the options ask for."""
-    text = options.get(MTU_OPTION, "")
-    if text and not (text.isascii() and text.isdigit() and 68 <= int(text) <= 65535):
-        raise InvalidArgument(f"invalid value {text!r} for the network option {MTU_OPTION}")
-    if not text and vxlan.PEER in options:
-        return default - vxlan.OVERHEAD
-    return int(text) if text else default
+    """The MTU of a network with these options."""
+    return driver_options.mtu(options, default - vxlan.OVERHEAD if vxlan.PEER in options else default)
 
 
 def _problem(wanted: Subnet) -> str:

@@ -19,13 +19,13 @@ def container_files(
     domainname: str,
     connections: Sequence[Connection],
     extra_hosts: Sequence[str],
-    host_gateway: str,
+    host_gateways: Sequence[str],
     dns: Dns,
 ) -> files.NetworkFiles:
     """hosts, hostname and resolv.conf of a container; with a user-defined network the latter names the engine's own server."""
     if mode.kind == "host":
         return files.NetworkFiles(
-            files.hosts_of_host(read_text(HOST_HOSTS), extra_hosts, host_gateway or "127.0.0.1"),
+            files.hosts_of_host(read_text(HOST_HOSTS), extra_hosts, host_gateways or ("127.0.0.1",)),
             files.hostname(hostname),
             files.resolv_conf_of_host(read_text(HOST_RESOLV_CONF), dns=dns.servers, search=dns.search, options=dns.options),
         )
@@ -36,7 +36,7 @@ def container_files(
         ipv6 = any(connection.address6 for connection in connections)
         resolver = files.resolv_conf(host_resolv_conf(), dns=dns.servers, search=dns.search, options=dns.options, ipv6=ipv6)
     return files.NetworkFiles(
-        files.hosts(hostname, domainname, addresses, extra_hosts, host_gateway),
+        files.hosts(hostname, domainname, addresses, extra_hosts, host_gateways),
         files.hostname(hostname),
         resolver,
     )

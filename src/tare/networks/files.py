@@ -44,21 +44,22 @@ class Resolver:
     options: tuple[str, ...] = ()
 
 
-def parse_extra_host(entry: str, host_gateway: str = "") -> tuple[str, str]:
-    """``name:address`` or ``name=address`` as address and name. ``host-gateway`` stands for the host as the container sees it."""
+def parse_extra_host(entry: str, host_gateways: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """``name:address`` or ``name=address`` as address and name. ``host-gateway`` stands for the host as the container sees it, by each of
+    its addresses."""
     cut = min((entry.find(mark) for mark in ":=" if mark in entry), default=-1)
     name, address = entry[:cut], entry[cut + 1 :].strip("[]")
     if cut < 1 or not address or any(c.isspace() for c in entry):
         raise InvalidArgument(f"bad format for add-host: {entry!r} (name:address)")
     if address == HOST_GATEWAY:
-        if not host_gateway:
+        if not host_gateways:
             raise InvalidArgument(f"unable to derive the IP value for {HOST_GATEWAY} in {entry!r}: there is no bridge network")
-        return host_gateway, name
+        return [(gateway, name) for gateway in host_gateways]
     try:
         ip_address(address)
     except ValueError:
         raise InvalidArgument(f"invalid IP address in add-host: {address!r}") from None
-    return address, name
+    return [(address, name)]
 
 
 def hosts(
@@ -66,22 +67,22 @@ def hosts(
     domainname: str = "",
     addresses: Sequence[str] = (),
     extra_hosts: Sequence[str] = (),
-    host_gateway: str = "",
+    host_gateways: Sequence[str] = (),
 ) -> str:
     """/etc/hosts of a container with these addresses."""
     names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
     lines = [
         *_LOOPBACK_LINES,
-        *(parse_extra_host(entry, host_gateway) for entry in extra_hosts),
+        *(line for entry in extra_hosts for line in parse_extra_host(entry, host_gateways)),
         *((address, names) for address in addresses),
     ]
     return "".join(f"{address}\t{name}\n" for address, name in lines)
 
 
-def hosts_of_host(host_text: str, extra_hosts: Sequence[str] = (), host_gateway: str = "") -> str:
+def hosts_of_host(host_text: str, extra_hosts: Sequence[str] = (), host_gateways: Sequence[str] = ()) -> str:
     """/etc/hosts of a container on the host's network: the host's own, and the extra hosts."""
     text = host_text if not host_text or host_text.endswith("\n") else host_text + "\n"
-    extra = (parse_extra_host(entry, host_gateway) for entry in extra_hosts)
+    extra = (line for entry in extra_hosts for line in parse_extra_host(entry, host_gateways))
     return text + "".join(f"{address}\t{name}\n" for address, name in extra)
 
 

@@ -18,6 +18,11 @@ The way of a packet, and why each rule is there:
     srcnat     containers to the outside: from the host's address. To the bridge: only what could not be answered otherwise, namely
                from 127.0.0.0/8 and from containers of the same subnet (hairpin). Everybody else's address is preserved.
 
+IPv6 has no route_localnet: an answer for ::1 that comes over a bridge is dropped, whatever translated it. So a question from ::1 to a
+published port is given other addresses before connection tracking sees it (``loopback_out``: a link-local one that every bridge with IPv6
+has, and the bridge's own), and its answer gets ::1 back after everything else (``loopback_in``). Only the host itself may send from that
+link-local address (``raw``), and only answers get ::1 back: nobody else opens a way to the host's loopback.
+
 ``accept`` in a base chain of ours ends only that chain: every drop rule that the host has of its own, at whatever priority, still holds.
 The reverse is the trouble: where another table drops by policy (a host with dockerd or ufw), our accept does not help. ``open_forward``
 deals with the usual one.
@@ -34,14 +39,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tare.linux.nft import Nftables
-from tare.networks.ports import ANY, ANY6, PublishedPort
+from tare.networks.ports import ANY, ANY6, LOOPBACK6, PublishedPort
 
 COMMENT = "tare"
+LINK_LOCAL6 = "fe80::7461:7265"
+"""The link-local address of every bridge with IPv6: stands for ::1 on the way to a container."""
 _ELEMENTS_PER_LINE = 64
 
 _TABLE = """\
-add table {ip} {table}
-delete table {ip} {table}
 table {ip} {table} {{
   map ports_any {{ type inet_proto . inet_service : {type} . inet_service; {any} }}
   map ports_at {{ type {type} . inet_proto . inet_service : {type} . inet_service; {at} }}
@@ -51,7 +56,8 @@ table {ip} {table} {{
   }}
   chain raw_prerouting {{
     type filter hook prerouting priority -300; policy accept;
-    iifname "{bridge}" {ip} daddr {loopback} drop
+    iifname "{bridge}" {ip} daddr {local} drop
+    {guarded}
     iifname "{bridge}" {ip} saddr {subnet} {ip} daddr {subnet} fib daddr type != local notrack
   }}
   chain nat_prerouting {{
@@ -60,6 +66,7 @@ table {ip} {table} {{
   }}
   chain nat_output {{
     type nat hook output priority -100; policy accept;
+    {looped}
     fib daddr type local jump published
   }}
   chain forward {{
@@ -74,12 +81,26 @@ table {ip} {table} {{
   }}
   chain nat_postrouting {{
     type nat hook postrouting priority 100; policy accept;
-    oifname "{bridge}" {ip} saddr {loopback} masquerade
+    oifname "{bridge}" {ip} saddr {local} masquerade
     oifname "{bridge}" ct status dnat {ip} saddr {subnet} masquerade
     {masquerade}
-  }}
+  }}{loopback}
 }}
 """
+
+_GUARDED = f'iifname != "lo" ip6 saddr {LINK_LOCAL6} drop'
+_LOOPED = f"ip6 saddr {LINK_LOCAL6} meta l4proto {{ tcp, udp, sctp }} dnat ip6 to meta l4proto . th dport map @ports_loop"
+_LOOPBACK = """
+  map ports_loop {{ type inet_proto . inet_service : ipv6_addr . inet_service; {loop} }}
+  set loop {{ type inet_proto . inet_service; {keys} }}
+  chain loopback_out {{
+    type filter hook output priority -310; policy accept;
+    ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @loop ip6 saddr set {link} ip6 daddr set {gateway}
+  }}
+  chain loopback_in {{
+    type filter hook input priority 110; policy accept;
+    iifname "{bridge}" ip6 daddr {link} ct direction reply ct status dnat ip6 saddr set ::1 ip6 daddr set ::1
+  }}"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +112,11 @@ class Rules:
     icc: bool = True
     """Whether containers of the network may talk to each other. Frames between two ports of a bridge do not pass these rules (unless
     br_netfilter is there): what keeps them apart is that the ports are *isolated* (``AttachedNetwork.link_mode``)."""
+    source: str = ""
+    """The address that containers have outside; empty for that of the way out."""
+    source6: str = ""
+    gateway6: str = ""
+    """The bridge's IPv6 address."""
 
 
 RULES = Rules()
@@ -105,6 +131,8 @@ class Redirect:
 
     @property
     def map(self) -> str:
+        if self.port.host_ip == LOOPBACK6:
+            return "ports_loop"
         return "ports_any" if self.port.host_ip in (ANY, ANY6) else "ports_at"
 
     @property
@@ -112,9 +140,17 @@ class Redirect:
         return ":" in self.address
 
     @property
+    def loops(self) -> bool:
+        """Whether it is to be reached on ::1."""
+        return self.port.host_ip in (ANY6, LOOPBACK6)
+
+    @property
+    def port_key(self) -> str:
+        return f"{self.port.protocol} . {self.port.host_port}"
+
+    @property
     def key(self) -> str:
-        local = "" if self.port.host_ip in (ANY, ANY6) else f"{self.port.host_ip} . "
-        return f"{local}{self.port.protocol} . {self.port.host_port}"
+        return f"{self.port.host_ip} . {self.port_key}" if self.map == "ports_at" else self.port_key
 
     @property
     def element(self) -> str:
@@ -124,33 +160,47 @@ class Redirect:
 def ruleset(table: str, bridge: str, subnets: Sequence[str], redirects: Iterable[Redirect], rules: Rules = RULES) -> str:
     """The tables of all families as one transaction that replaces older ones."""
     wanted = list(redirects)
-    text = f"add table ip6 {table}\ndelete table ip6 {table}\n"
+    text = "".join(f"add table {family} {table}\ndelete table {family} {table}\n" for family in ("ip", "ip6"))
     for ipv6 in (False, True):
         ranges = [subnet for subnet in subnets if (":" in subnet) == ipv6]
-        if not ranges and ipv6:
-            continue
-        elements: dict[str, list[str]] = {"ports_any": [], "ports_at": []}
-        for redirect in wanted:
-            if redirect.ipv6 == ipv6:
-                elements[redirect.map].append(redirect.element)
-        family = "ip6" if ipv6 else "ip"
-        own = f"{{ {', '.join(ranges)} }}"
-        closed = f'iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop'
-        outgoing = f'oifname != "{bridge}" {family} saddr {own} masquerade'
-        text += _TABLE.format(
-            ip=family,
-            type="ipv6_addr" if ipv6 else "ipv4_addr",
-            loopback="::1" if ipv6 else "127.0.0.0/8",
-            table=table,
-            bridge=bridge,
-            subnet=own,
-            any=_initial(elements["ports_any"]),
-            at=_initial(elements["ports_at"]),
-            internal=closed if rules.internal else "",
-            separate="" if rules.icc else f'iifname "{bridge}" oifname "{bridge}" drop',
-            masquerade=outgoing if rules.masquerade and not rules.internal else "",
-        )
+        if ranges:
+            text += _family(table, bridge, ipv6, ranges, [redirect for redirect in wanted if redirect.ipv6 == ipv6], rules)
     return text
+
+
+def _family(table: str, bridge: str, ipv6: bool, ranges: Sequence[str], redirects: Sequence[Redirect], rules: Rules) -> str:
+    """The table of one family."""
+    elements: dict[str, list[str]] = {"ports_any": [], "ports_at": [], "ports_loop": []}
+    for redirect in redirects:
+        elements[redirect.map].append(redirect.element)
+    family = "ip6" if ipv6 else "ip"
+    own = f"{{ {', '.join(ranges)} }}"
+    source = rules.source6 if ipv6 else rules.source
+    outgoing = f'oifname != "{bridge}" {family} saddr {own} ' + (f"snat {family} to {source}" if source else "masquerade")
+    closed = f'iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop'
+    loopback = _LOOPBACK.format(
+        bridge=bridge,
+        link=LINK_LOCAL6,
+        gateway=rules.gateway6,
+        loop=_initial(elements["ports_loop"]),
+        keys=_initial([redirect.port_key for redirect in redirects if redirect.loops]),
+    )
+    return _TABLE.format(
+        ip=family,
+        type="ipv6_addr" if ipv6 else "ipv4_addr",
+        local="::1" if ipv6 else "127.0.0.0/8",
+        table=table,
+        bridge=bridge,
+        subnet=own,
+        any=_initial(elements["ports_any"]),
+        at=_initial(elements["ports_at"]),
+        internal=closed if rules.internal else "",
+        separate="" if rules.icc else f'iifname "{bridge}" oifname "{bridge}" drop',
+        masquerade=outgoing if rules.masquerade and not rules.internal else "",
+        guarded=_GUARDED if ipv6 and rules.gateway6 else "",
+        looped=_LOOPED if ipv6 and rules.gateway6 else "",
+        loopback=loopback if ipv6 and rules.gateway6 else "",
+    )
 
 
 def _initial(elements: list[str]) -> str:
@@ -163,6 +213,8 @@ def _change(verb: str, table: str, redirects: Iterable[Redirect], with_target: b
     for redirect in redirects:
         name = f"{'ip6' if redirect.ipv6 else 'ip'} {table} {redirect.map}"
         groups.setdefault(name, []).append(redirect.element if with_target else redirect.key)
+        if redirect.loops:
+            groups.setdefault(f"ip6 {table} loop", []).append(redirect.port_key)
     lines = []
     for name, items in groups.items():
         for start in range(0, len(items), _ELEMENTS_PER_LINE):
@@ -202,15 +254,20 @@ class Firewall:
             raise
         return True
 
+    @property
+    def _families(self) -> tuple[str, ...]:
+        return tuple(sorted({"ip6" if ":" in subnet else "ip" for subnet in self._subnets}))
+
     def intact(self) -> bool:
-        """Whether the table is there, with its rules."""
-        return bool(self._nft_objects(f"list chain ip {self.table} forward", "rule"))
+        """Whether the tables are there, with their rules."""
+        return all(self._nft_objects(f"list chain {family} {self.table} forward", "rule") for family in self._families)
 
     def remove(self) -> None:
         """Take the tables and what ``open_forward`` added away. Idempotent."""
         self._nft.run("".join(f"add table {family} {self.table}\ndelete table {family} {self.table}\n" for family in ("ip", "ip6")))
-        for rule in self._forward_rules():
-            self._nft.run(f"delete rule ip filter FORWARD handle {rule['handle']}\n")
+        for family in self._families:
+            for rule in self._forward_rules(family):
+                self._nft.run(f"delete rule {family} filter FORWARD handle {rule['handle']}\n")
 
     def open_forward(self) -> str:
         """Deal with an iptables (nf_tables) FORWARD chain that drops by policy, as dockerd leaves it; returns a warning or "".
@@ -222,22 +279,23 @@ class Firewall:
         """
         warning = ""
         for chain in self._nft_objects("list chains", "chain"):
-            if chain.get("hook") != "forward" or chain.get("policy") != "drop":
+            family = chain["family"]
+            if chain.get("hook") != "forward" or chain.get("policy") != "drop" or family not in (*self._families, "inet"):
                 continue
-            if (chain["family"], chain["table"], chain["name"]) != ("ip", "filter", "FORWARD"):
-                where = f"{chain['family']} {chain['table']} {chain['name']}"
+            if family == "inet" or (chain["table"], chain["name"]) != ("filter", "FORWARD"):
+                where = f"{family} {chain['table']} {chain['name']}"
                 warning = f"the nftables chain {where} drops forwarded packets by policy: allow the interface {self._bridge} there"
-            elif not self._forward_rules():
+            elif not self._forward_rules(family):
                 bridge = self._bridge
                 self._nft.run(
-                    f'add rule ip filter FORWARD oifname "{bridge}" counter accept comment "{COMMENT}"\n'
-                    f'add rule ip filter FORWARD iifname "{bridge}" counter accept comment "{COMMENT}"\n'
+                    f'add rule {family} filter FORWARD oifname "{bridge}" counter accept comment "{COMMENT}"\n'
+                    f'add rule {family} filter FORWARD iifname "{bridge}" counter accept comment "{COMMENT}"\n'
                 )
         return warning
 
-    def _forward_rules(self) -> list[dict[str, Any]]:
+    def _forward_rules(self, family: str) -> list[dict[str, Any]]:
         """Our rules in iptables' FORWARD chain."""
-        rules = self._nft_objects("list chain ip filter FORWARD", "rule")
+        rules = self._nft_objects(f"list chain {family} filter FORWARD", "rule")
         return [rule for rule in rules if rule.get("comment") == COMMENT and _names(rule["expr"], self._bridge)]
 
     def _nft_objects(self, command: str, kind: str) -> list[dict[str, Any]]:

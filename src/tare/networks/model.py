@@ -11,6 +11,8 @@ from tare.networks.ports import PublishedPort
 
 DEFAULT_NETWORK = "bridge"
 PREDEFINED = ("bridge", "host", "none")
+GATEWAY_KEYS = {4: "DefaultGatewayIPv4", 6: "DefaultGatewayIPv6"}
+"""Auxiliary addresses of these names are the containers' default gateways instead of the bridge's own, as with dockerd."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,18 @@ class Network:
     internal: bool = False
     attachable: bool = False
     ipam_driver: str = "default"
-    ipam_options: Mapping[str, str] = field(default_factory=dict)
+    ipam_options: Mapping[str, str] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     scope: str = "local"
+    ipv4: bool = True
     ipv6: bool = False
     parent: str = ""
     """The host's link below a macvlan or ipvlan network."""
+    config_only: bool = False
+    """Whether it is but a configuration for other networks; nothing of it is in the kernel."""
+    config_from: str = ""
+    """The name of the configuration network that it was made after."""
 
     @property
     def predefined(self) -> bool:

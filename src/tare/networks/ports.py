@@ -23,6 +23,7 @@ from tare.errors import Conflict, InvalidArgument, ResourceExhausted, Unsupporte
 EPHEMERAL = (32768, 60999)
 ANY = "0.0.0.0"
 ANY6 = "::"
+LOOPBACK6 = "::1"
 PROTOCOLS = ("tcp", "udp", "sctp")
 
 _PORT_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -133,6 +134,8 @@ class HostPorts:
                 host_ip = _host_address(binding.host_ip) or default_ip or (ANY if address else ANY6)
                 if ":" in host_ip and not address6:
                     raise Unsupported(f"cannot publish a port on the IPv6 address {host_ip}: the container has no IPv6 address")
+                if ":" not in host_ip and not address:
+                    raise Unsupported(f"cannot publish a port on the IPv4 address {host_ip}: the container has no IPv4 address")
                 held.append(self._hold_one(binding, host_ip, address6 if ":" in host_ip else address))
                 if address and address6 and not binding.host_ip and not default_ip:
                     port = held[-1].host_port

@@ -11,9 +11,9 @@ from tare.api.docker.filters import parse_until
 from tare.api.docker.params import json_body, json_response, read_filters
 from tare.errors import Forbidden, InvalidArgument, NotFound, Unsupported
 from tare.http.message import Request, Response
-from tare.networks.attached import HOST_IP_OPTION, ICC_OPTION, MASQUERADE_OPTION
-from tare.networks.creation import BRIDGE_NAME_OPTION, MTU_OPTION, NewNetwork
-from tare.networks.model import DEFAULT_NETWORK, Subnet
+from tare.networks import options
+from tare.networks.creation import NewNetwork
+from tare.networks.model import Subnet
 from tare.wire.container import EndpointSettings
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class Ipam(msgspec.Struct, rename="pascal", kw_only=True):
     config: list[IpamPool] | None = None
 
 
+class ConfigReference(msgspec.Struct, rename="pascal", kw_only=True):
+    network: str = ""
+
+
 class NetworkCreateRequest(msgspec.Struct, rename="pascal", kw_only=True):
     """Body of ``POST /networks/create``."""
 
@@ -53,7 +57,7 @@ class NetworkCreateRequest(msgspec.Struct, rename="pascal", kw_only=True):
     attachable: bool = False
     ingress: bool = False
     config_only: bool = False
-    config_from: dict[str, Any] | None = None
+    config_from: ConfigReference | None = None
     options: dict[str, str] | None = None
     labels: dict[str, str] | None = None
 
@@ -85,29 +89,29 @@ class NetworkHandlers:
         body = await json_body(request, NetworkCreateRequest)
         if not body.name.strip():
             raise InvalidArgument("network name cannot be empty")
-        for asked, what in (
-            (body.ingress, "ingress networks"),
-            (body.config_only, "config-only networks"),
-            (body.config_from, "config-from"),
-        ):
-            if asked:
-                raise Unsupported(f"{what} are not offered")
-        if body.enable_ipv4 is False:
-            raise Unsupported("networks without IPv4 are not offered")
-        ipam = body.ipam or Ipam()
+        if body.ingress:
+            raise Unsupported("ingress networks are not offered")
+        ipam, given = body.ipam or Ipam(), body.options or {}
+        families = [
+            options.switch(given, name, default) if asked is None else asked
+            for name, asked, default in zip(options.FAMILIES, (body.enable_ipv4, body.enable_ipv6), (True, False), strict=True)
+        ]
         network = await self._networks.create(
             NewNetwork(
                 name=body.name,
                 driver=body.driver or "bridge",
                 subnets=[Subnet(pool.subnet, pool.gateway, pool.ip_range, pool.auxiliary or {}) for pool in ipam.config or []],
-                ipv6=bool(body.enable_ipv6),
+                ipv4=families[0],
+                ipv6=families[1],
                 internal=body.internal,
                 attachable=body.attachable,
                 scope=body.scope or "local",
-                options=body.options or {},
+                options=given,
                 labels=body.labels or {},
                 ipam_driver=ipam.driver or "default",
-                ipam_options=ipam.options or {},
+                ipam_options=ipam.options,
+                config_only=body.config_only,
+                config_from=body.config_from.network if body.config_from else "",
             )
         )
         return json_response({"Id": network.id, "Warning": ""}, 201)
@@ -203,18 +207,6 @@ def check_connectable(mode: str, network: str) -> None:
         raise InvalidArgument("container cannot be connected to multiple networks with one of the networks in private (none) mode")
 
 
-def default_bridge_options(network: Network) -> dict[str, str]:
-    """The default bridge's options, which dockerd shows though nobody gave them."""
-    return {
-        "com.docker.network.bridge.default_bridge": "true",
-        ICC_OPTION: "true",
-        MASQUERADE_OPTION: "true",
-        HOST_IP_OPTION: "0.0.0.0",
-        BRIDGE_NAME_OPTION: network.bridge,
-        MTU_OPTION: str(network.mtu),
-    }
-
-
 def network_view(view: NetworkView, *, with_containers: bool) -> dict[str, Any]:
     """A network as the API shows it; the list leaves the containers out."""
     network = view.network
@@ -232,29 +224,26 @@ def network_view(view: NetworkView, *, with_containers: bool) -> dict[str, Any]:
         {
             "Subnet": pool.subnet,
             **({"IPRange": pool.ip_range} if pool.ip_range else {}),
-            "Gateway": pool.gateway,
+            **({"Gateway": pool.gateway} if pool.gateway else {}),
             **({"AuxiliaryAddresses": dict(pool.auxiliary)} if pool.auxiliary else {}),
         }
         for pool in network.subnets
     ]
-    options = dict(network.options)
-    if network.name == DEFAULT_NETWORK:
-        options = default_bridge_options(network)
     return {
         "Name": network.name,
         "Id": network.id,
         "Created": rfc3339(network.created),
         "Scope": network.scope,
         "Driver": "null" if network.name == "none" else network.driver,
-        "EnableIPv4": True,
+        "EnableIPv4": network.ipv4,
         "EnableIPv6": network.ipv6,
-        "IPAM": {"Driver": network.ipam_driver, "Options": dict(network.ipam_options) or None, "Config": pools},
+        "IPAM": {"Driver": network.ipam_driver, "Options": network.ipam_options, "Config": pools},
         "Internal": network.internal,
         "Attachable": network.attachable,
         "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
+        "ConfigFrom": {"Network": network.config_from},
+        "ConfigOnly": network.config_only,
         "Containers": containers,
-        "Options": options,
+        "Options": dict(network.options),
         "Labels": dict(network.labels),
     }
