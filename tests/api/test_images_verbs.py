@@ -138,3 +138,34 @@ def test_prune_by_label_and_age(engine: Daemon, child: str) -> None:
     assert "busybox:latest" in engine.docker("images", *names).stdout.split()
     refused = engine.docker("image", "prune", "-f", "--filter", "bogus=1", check=False)
     assert "invalid filter 'bogus'" in refused.stderr
+
+
+def test_labels_of_an_image_configure_nothing(engine: Daemon) -> None:
+    """A label is what an image's author says about it; settings are the user's. Both containers are the same but for the labels."""
+    labels = [
+        *(
+            f"{prefix}.{name}=true"
+            for prefix in ("tare", "com.docker", "io.podman.annotations", "run.oci")
+            for name in ("privileged", "init")
+        ),
+        "io.podman.annotations.autoremove=TRUE",
+        "com.docker.network.bridge.name=evil",
+        "tare.restart-on-unhealthy=true",
+        "io.kubernetes.cri.seccomp=unconfined",
+        "run.oci.hooks.stdout=/etc/passwd",
+        'annotations={"a":"b"}',
+    ]
+    changes = [part for label in labels for part in ("-c", "LABEL " + label.replace('"', "'"))]
+    engine.docker("create", "--name", "labelled-source", "--network", "none", "busybox", "true")
+    engine.docker("commit", *changes, "labelled-source", "labelled.example/x:1")
+    try:
+        found = []
+        for name in ("busybox", "labelled.example/x:1"):
+            engine.docker("create", "--name", "subject", name, "true")
+            document = json.loads(engine.docker("inspect", "subject").stdout)[0]
+            engine.docker("rm", "subject")
+            found.append({key: document[key] for key in ("HostConfig", "Mounts", "RestartCount", "AppArmorProfile")})
+        assert found[0] == found[1]
+    finally:
+        engine.docker("rm", "labelled-source")
+        engine.docker("rmi", "labelled.example/x:1")

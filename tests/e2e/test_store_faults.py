@@ -6,6 +6,7 @@ succeeds, and nothing is half-visible.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import new_daemon
 from crash_world import client, tracebacks
+from debian_registry import docker_registry
 from engine_world import Daemon
-from image_builder import BuiltImage, build_image
+from image_builder import BuiltImage, build_image, build_index, sha256
 from tare.maintenance import fsck
 
 pytestmark = pytest.mark.root
@@ -30,22 +33,41 @@ ROUNDS = int(os.environ.get("TARE_FAULT_ROUNDS", "6"))
 SEED = int(os.environ.get("TARE_FAULT_SEED", "0")) or random.randrange(1 << 30)
 
 
+def attestation(about: BuiltImage) -> tuple[BuiltImage, dict[str, Any]]:
+    """An artifact, and its entry in an index that has ``about``."""
+    statement = os.urandom(1 << 18)
+    blobs = {sha256(b"{}"): b"{}", sha256(statement): statement}
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(b"{}"), "size": 2}
+    layer = {"mediaType": "application/vnd.in-toto+json", "digest": sha256(statement), "size": len(statement)}
+    raw = json.dumps({"schemaVersion": 2, "mediaType": about.media_type, "config": empty, "layers": [layer]}).encode()
+    notes = {"vnd.docker.reference.digest": about.digest, "vnd.docker.reference.type": "attestation-manifest"}
+    entry = {"mediaType": about.media_type, "digest": sha256(raw), "size": len(raw), "annotations": notes}
+    return BuiltImage(raw, about.media_type, "", [], [], blobs), entry
+
+
 @contextmanager
-def serving(image: BuiltImage) -> Iterator[str]:
-    """A registry that has one image, in a thread; yields the image's name."""
+def serving(images: dict[str, BuiltImage]) -> Iterator[str]:
+    """A registry that has an index of images by platform, with an attestation each, in a thread; yields the index's name."""
+    index, kind = build_index(images)
+    document = json.loads(index)
+    attested = [attestation(image) for image in images.values()]
+    document["manifests"] += [entry for _, entry in attested]
+    index = json.dumps(document).encode()
+    every = [*images.values(), *(image for image, _ in attested)]
+    manifests = {image.digest: (image.manifest, image.media_type) for image in every}
+    blobs = {digest: data for image in every for digest, data in image.blobs.items()}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             part = self.path.rpartition("/")[2]
-            kind = "application/octet-stream"
             if "/manifests/" in self.path:
-                body, kind = image.manifest, image.media_type
+                body, media_type = manifests.get(part, (index, kind))
             else:
-                body = image.blobs.get(part, b"{}")
+                body, media_type = blobs.get(part, b"{}"), "application/octet-stream"
             self.send_response(200)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", media_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             try:
@@ -78,9 +100,11 @@ class Rounds:
         self.random = random.Random(SEED)
         self.tar = folder / "import.tar"
         self.archive = folder / "load.tar"
+        self.family = folder / "family.tar"
         self.work: dict[str, tuple[list[str], str]] = {
             "pull": (["pull", "-q", pulled], pulled),
             "load": (["load", "-q", "-i", str(self.archive)], "loaded:1"),
+            "load of two platforms": (["load", "-q", "-i", str(self.family)], "family:1"),
             "import": (["import", str(self.tar), "imported:1"], "imported:1"),
             "commit": (["commit", "writer", "committed:1"], "committed:1"),
         }
@@ -99,6 +123,10 @@ class Rounds:
         docker("tag", self.work["pull"][1], "loaded:1")
         docker("save", "-o", str(self.archive), "loaded:1")
         docker("rmi", self.work["pull"][1], "loaded:1")
+        self.daemon.tare("pull", "-q", "--all-platforms", self.work["pull"][1])
+        docker("tag", self.work["pull"][1], "family:1")
+        docker("save", "-o", str(self.family), "family:1")
+        docker("rmi", self.work["pull"][1], "family:1")
         script = "dd if=/dev/urandom of=/w bs=1M count=3; for i in `seq 200`; do echo $i > /$i; done"
         docker("run", "--name", "writer", "busybox", "sh", "-c", script)
 
@@ -138,7 +166,8 @@ def test_killed_at_any_point(driver: str, tmp_path: Path) -> None:
     layers = [{"big": os.urandom(1 << 20), **{f"d{n}/{i}": b"x" * i for i in range(50)}} for n in range(5)]
     daemon = new_daemon("--storage-driver", driver)
     try:
-        with serving(build_image(*layers)) as name:
+        images = {"linux/amd64": build_image(*layers), "linux/arm64": build_image(layers[0], {"arm": b"x"}, architecture="arm64")}
+        with serving(images) as name:
             daemon.start()
             daemon.load_busybox()
             rounds = Rounds(daemon, name, tmp_path)
@@ -150,4 +179,46 @@ def test_killed_at_any_point(driver: str, tmp_path: Path) -> None:
     finally:
         if daemon.process is not None and daemon.process.poll() is not None:
             daemon.start()
+        daemon.stop()
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """Whatever brings or packs bytes says so, leaves nothing, and works once there is room."""
+    daemon = new_daemon()
+    data = daemon.root / "data"
+    data.mkdir(mode=0o711)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=711", "tmpfs", data], check=True)
+    images = {"linux/amd64": build_image({"big": os.urandom(3 << 20)}, {"more": os.urandom(3 << 20)})}
+    try:
+        daemon.start()
+        daemon.load_busybox()
+        with serving(images) as name, docker_registry(tmp_path / "registry") as address:
+            rounds = Rounds(daemon, name, tmp_path)
+            rounds.prepare()
+            daemon.docker("image", "prune", "-f")
+            daemon.docker("commit", "writer", f"{address}/unpacked")
+            work = [*(command for command, _ in rounds.work.values()), ["push", f"{address}/unpacked"]]
+            before = rounds.images()
+            filler = data / "filler"
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, os.statvfs(data).f_bavail * 4096 - (2 << 20))
+            for command in work:
+                refused = daemon.docker(*command, check=False)
+                assert refused.returncode != 0, command
+                assert "no space left" in refused.stderr.lower(), (command, refused.stderr)
+                assert rounds.images() == before
+                assert "clean" in daemon.tare("system", "fsck").stdout
+            filler.unlink()
+            for command in work:
+                daemon.docker(*command)
+            assert before | {name for _, name in rounds.work.values()} == rounds.images()
+            daemon.docker("rm", "-f", "writer")
+            daemon.docker("rmi", f"{address}/unpacked", *(name for _, name in rounds.work.values()))
+        assert not tracebacks(daemon)
+        daemon.remove_all()
+        daemon.terminate()
+    finally:
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.terminate()
+        subprocess.run(["umount", "-l", data], check=False)
         daemon.stop()

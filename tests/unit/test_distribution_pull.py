@@ -347,6 +347,7 @@ async def test_diff_ids_and_layers_differ_in_number(registry: FakeRegistry, worl
 
 
 async def test_ambiguous_manifest(registry: FakeRegistry, world: World) -> None:
+    """CVE-2021-41190."""
     built = build_image(FILES)
     document = json.loads(built.manifest) | {"manifests": []}
     registry.add_document(json.dumps(document).encode(), built.media_type)
@@ -543,6 +544,7 @@ async def test_basic(registry: FakeRegistry, world: World) -> None:
 
 
 async def test_no_credentials_across_hosts(registry: FakeRegistry, world: World) -> None:
+    """CVE-2020-15157, CVE-2024-3727."""
     built = registry.add(build_image(FILES))
     tokens(registry)
     bearer(registry, f"http://{registry.address}/token", "granted")

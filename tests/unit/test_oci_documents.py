@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -88,6 +89,63 @@ def test_configs_are_read_or_refused(value: Any) -> None:
             parse_config(json.dumps({**document, name: value}).encode())
         except InvalidArgument:
             pass
+
+
+STRANGE = (
+    None,
+    True,
+    -1,
+    1 << 63,
+    1 << 70,
+    1e308,
+    "",
+    "x" * 5000,
+    "\x00",
+    "sha256:",
+    "../../etc/passwd",
+    [],
+    {},
+    [[]],
+    {"": {}},
+    [None] * 600,
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _places(inner, (*path, key))
+
+
+def _changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    changed = json.loads(json.dumps(document))
+    target = changed
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return changed
+
+
+def test_no_document_crashes_the_reader() -> None:
+    """CVE-2021-21285: every value of a manifest, an index and a config replaced by strange ones; cut and garbled bytes; deep nesting."""
+    index, kind = build_index({"linux/arm64/v8": IMAGE})
+    for raw, read in (
+        (IMAGE.manifest, lambda raw: parse_manifest(raw, IMAGE.media_type)),
+        (index, lambda raw: parse_manifest(raw, kind)),
+        (IMAGE.blobs[IMAGE.image_id], lambda raw: (parse_config(raw).platform(), parse_config(raw).diff_ids, parse_config(raw).container)),
+    ):
+        document = json.loads(raw)
+        changes = [json.dumps(_changed(document, path, value)).encode() for path in _places(document) for value in STRANGE]
+        changes += [raw[:length] for length in range(0, len(raw), 7)]
+        changes += [raw[:place] + bytes([byte]) + raw[place + 1 :] for place in range(0, len(raw), 5) for byte in (0, 0x22, 0x7B, 0xFF)]
+        changes += [b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"[" * 200_000, b"\xff\xfe", b'{"schemaVersion":2,"schemaVersion":1}']
+        for changed in changes:
+            try:
+                read(changed)
+            except TareError as error:
+                assert len(str(error)) < 12_000
 
 
 def test_unknown_fields_and_nulls_are_tolerated() -> None:
