@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tare.errors import Corrupt, InvalidArgument
 from tare.store.tar import numbers, writer
-from tare.store.tar.entry import Entry, Kind, Limits
+from tare.store.tar.entry import Entry, Kind, Limits, affordable
 from tare.store.tar.reader import Parser
 
 KINDS = {
@@ -242,3 +242,7 @@ def test_bodies_can_be_stepped_over() -> None:
     parser.close()
     assert parser.ended
     assert parser.position == len(data)
+
+
+def test_entries_follow_the_memory() -> None:
+    assert [affordable(gigabytes << 30).entries for gigabytes in (0, 1, 64)] == [200_000, (1 << 28) // 640, 4_000_000]

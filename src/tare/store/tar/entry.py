@@ -6,6 +6,7 @@ Names and link targets are bytes exactly as stored: a tar has no encoding, and a
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass, field
 
 BLOCK = 512
@@ -58,6 +59,7 @@ class Limits:
     """Caps on what an archive may make us hold in memory. Each has a clear error; none is met by an honest image."""
 
     entries: int = 4_000_000
+    """On small machines fewer: see ``affordable``."""
     path: int = 4095
     """Bytes in a path (PATH_MAX without its NUL), symbolic link targets included."""
     name: int = 255
@@ -72,4 +74,11 @@ class Limits:
     """Bytes of the whole archive."""
 
 
-DEFAULT_LIMITS = Limits()
+def affordable(memory: int) -> Limits:
+    """The limits for a machine with so many bytes of memory: the entries of one layer, held while it is indexed, may take a quarter."""
+    return Limits(entries=max(200_000, min(Limits.entries, memory // 4 // _ENTRY_COST)))
+
+
+_ENTRY_COST = 640
+"""Bytes that an entry takes while its layer's index is built, measured."""
+DEFAULT_LIMITS = affordable(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
