@@ -190,3 +190,15 @@ def test_import_export_and_changes(engine: Daemon, tmp_path: Path) -> None:
         assert engine.docker("run", "--rm", "--network", "none", "flat.example/x:1").stdout == "kept\n"
         assert engine.docker("history", "--format", "{{.Comment}}", "flat.example/x:1").stdout == "from a file\n"
         engine.docker("rmi", "flat.example/x:1")
+
+
+def test_skopeo_speaks_to_us_as_to_a_docker_daemon(world: Daemon, tmp_path: Path) -> None:
+    """Its ``docker-daemon`` transport, which asks as API version 1.22, in both directions."""
+    skopeo, before, folders = need("skopeo"), ids(world), dict(zip(NAMES[:2], ("one", "two"), strict=True))
+    for name, folder in folders.items():
+        run(skopeo, "copy", "-q", "--src-daemon-host", world.host, f"docker-daemon:{name}", f"dir:{tmp_path / folder}")
+    forget(world)
+    for name, folder in folders.items():
+        run(skopeo, "copy", "-q", "--dest-daemon-host", world.host, f"dir:{tmp_path / folder}", f"docker-daemon:{name}")
+    assert ids(world) == {name: before[name] for name in NAMES[:2]}
+    assert world.docker("run", "--rm", "--network", "none", NAMES[0]).stdout.split()[0] == "a"

@@ -1,4 +1,4 @@
-"""API versions: which are spoken, and how a path's prefix selects one."""
+"""API versions: which are spoken, and how a path's prefix selects one. Archives of images are given to older clients too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ ApiVersion = tuple[int, int]
 MINIMUM: ApiVersion = (1, 24)
 MAXIMUM: ApiVersion = (1, 51)
 
+_ARCHIVES = re.compile(r"/images/(load|get|.+/get)$")
+"""Never changed, and all that the ``docker-daemon`` transport of skopeo and podman asks for: as version 1.22, for many years."""
 _PREFIX = re.compile(r"/v([0-9]{1,3})\.([0-9]{1,3})(?=/)")
 
 
@@ -35,6 +37,8 @@ def split(path: str) -> tuple[ApiVersion, str]:
     version = (int(match[1]), int(match[2]))
     if version > MAXIMUM:
         raise InvalidArgument(f"client version {text(version)} is too new. Maximum supported API version is {text(MAXIMUM)}")
+    if version < MINIMUM and _ARCHIVES.match(path, match.end()):
+        return MINIMUM, path[match.end() :]
     if version < MINIMUM:
         raise InvalidArgument(
             f"client version {text(version)} is too old. Minimum supported API version is {text(MINIMUM)}, "
