@@ -17,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import stat
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tare.store.snapshots import Snapshots
 
 _MNT_DETACH = 2
+_NEW, _GONE = ".new-", ".gone-"
 
 
 class Places:
@@ -49,6 +52,7 @@ class Places:
         self._snapshots = snapshots
         self._locks: dict[str, asyncio.Lock] = {}
         self._users: dict[str, int] = {}
+        self._making = threading.Lock()
 
     # -- private places -----------------------------------------------------------------------------------------------------------------
 
@@ -57,6 +61,8 @@ class Places:
         if self._root.is_dir():
             for directory in self._root.iterdir():
                 self.remove(directory.name)
+        for path in (*self._caches.glob(f"{_NEW}*"), *self._caches.glob(f"{_GONE}*")):
+            remove_tree(path)
 
     def remove(self, id: str) -> None:
         """Unmount and delete all places of a run. Idempotent."""
@@ -127,8 +133,8 @@ class Places:
     def cache_key(id: str) -> str:
         return hashlib.sha256(id.encode()).hexdigest()[:32]
 
-    async def cache(self, id: str, sharing: str, mode: int, uid: int, gid: int) -> tuple[str, Path, bool]:
-        """The directory of a cache mount, in use from now on until ``release_cache``, and whether it is new. Waits for a locked one.
+    async def cache(self, id: str, sharing: str) -> tuple[str, Path]:
+        """The directory of a cache mount, in use from now on until ``release_cache``; it may have to be made. Waits for a locked one.
 
         ``private`` gives a directory of its own to each of several users at once.
         """
@@ -141,17 +147,26 @@ class Places:
                 number += 1
                 key = self.cache_key(f"{id}\0{number}")
         self._users[key] = self._users.get(key, 0) + 1
-        path = self.cache_path(key)
-        fresh = not path.is_dir()
-        if fresh:
-            make_directory(self._caches)
-            path.mkdir(mode=0o700)
-            os.chown(path, uid, gid)
-            path.chmod(mode)
-        return key, path, fresh
+        return key, self._caches / key
 
-    def fill(self, path: Path, diff_ids: Sequence[Digest], source: str) -> None:
-        """Begin a cache mount with a directory of a stage or image. Blocks."""
+    def make_cache(self, path: Path, mode: int, owner: tuple[int, int], diff_ids: Sequence[Digest], source: str) -> None:
+        """Make the directory of a cache mount, with what lies at ``source`` in a tree of layers in it. Blocks; it is there whole or not."""
+        make_directory(self._caches)
+        new = path.with_name(f"{_NEW}{secrets.token_hex(8)}")
+        new.mkdir(mode=0o700)
+        try:
+            if diff_ids:
+                self._fill(new, diff_ids, source)
+            os.chown(new, *owner)
+            new.chmod(mode)
+            with self._making:
+                if not path.is_dir():
+                    new.rename(path)
+        finally:
+            if new.exists():
+                remove_tree(new)
+
+    def _fill(self, path: Path, diff_ids: Sequence[Digest], source: str) -> None:
         with self._snapshots.view(diff_ids) as root:
             try:
                 found = openat2(root, source.lstrip("/") or ".", DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
@@ -191,7 +206,7 @@ class Places:
         """Delete a cache mount's directory; returns its bytes. Blocks."""
         size = self.cache_size(key)
         path = self.cache_path(key)
-        doomed = path.with_name(f".gone-{key}")
+        doomed = path.with_name(f"{_GONE}{key}")
         with suppress(FileNotFoundError):
             path.rename(doomed)
         remove_tree(doomed)

@@ -118,20 +118,23 @@ class _Mounts:
             env.append(f"SSH_AUTH_SOCK={target}")
 
     async def _cache(self, id: str, number: int, mount: ins.RunMount, opened: ExitStack) -> MountPoint:
-        places = self._stage.build.runner.places
+        build = self._stage.build
+        places = build.runner.places
         name = mount.id or _target(mount)
         mode = 0o755 if mount.mode < 0 else mount.mode
-        key, path, fresh = await places.cache(name, mount.sharing, mode, int(mount.uid or 0), int(mount.gid or 0))
+        key, path = await places.cache(name, mount.sharing)
         opened.callback(places.release_cache, key, mount.sharing)
+        if not path.is_dir():
+            imported = await build.imports.mount(key)
+            layers: Sequence[Digest] = () if imported is None else (imported,)
+            if imported is None and mount.from_:
+                layers = await self._layers(mount)
+            source = "" if imported is not None else mount.source
+            owner = int(mount.uid or 0), int(mount.gid or 0)
+            await build.in_thread(lambda: places.make_cache(path, mode, owner, layers, source))
         description = f"mount {_target(mount)} (id {name})"
-        self._stage.build.cache.mount_used(key, description)
-        self._stage.build.mounts[key] = description
-        imported = await self._stage.build.imports.mount(key) if fresh else None
-        if imported is not None:
-            await self._stage.build.in_thread(lambda: places.fill(path, [imported], ""))
-        elif fresh and mount.from_:
-            layers = await self._layers(mount)
-            await self._stage.build.in_thread(lambda: places.fill(path, layers, mount.source))
+        build.cache.mount_used(key, description)
+        build.mounts[key] = description
         return runmounts.point(path, _target(mount), writable=not mount.readonly)
 
     async def _bind(self, id: str, number: int, mount: ins.RunMount) -> MountPoint:

@@ -21,7 +21,7 @@ import msgspec
 from tare.api.docker.attach import RAW, upgrade_head
 from tare.api.docker.params import boolean, integer, json_body, json_response
 from tare.api.docker.streams import JsonStream
-from tare.builder.context import empty, receive
+from tare.builder.context import receive
 from tare.builder.keptcontexts import ranges
 from tare.builder.remotes import open_context
 from tare.builder.request import AgentWanted, BuildRequest, Built, ExportReady, Message, Note, RunFailed, Text, Trace
@@ -153,8 +153,6 @@ class BuildHandlers:
             return session.context.fork(), options
         if session is not None and session.plan is not None:
             return await self._builder.contexts.receive(session.plan, request.chunks()), options
-        if request.query.get("dockerfile") == "-":
-            return await asyncio.to_thread(empty, scratch), options
         return await receive(request.chunks(), scratch), options
 
     async def cancel(self, request: Request) -> Response:
