@@ -136,11 +136,19 @@ def test_established_connections_survive_the_daemon_and_deleted_links_are_made_a
     subprocess.run(["ip", "link", "del", bridge], check=True)
     engine.start()
     eventually(lambda: _echoes(port))
+
+    def veth() -> str:
+        (name,) = (path.name for path in Path(f"/sys/class/net/{bridge}/brif").iterdir())
+        return name
+
     engine.kill()
-    (veth,) = (path.name for path in Path(f"/sys/class/net/{bridge}/brif").iterdir())
-    subprocess.run(["ip", "link", "del", veth], check=True)
+    subprocess.run(["ip", "link", "del", veth()], check=True)
     engine.start()
     eventually(lambda: _echoes(port))
+    # with the daemon there: noticed, and made again without being asked for
+    for command in (["del", veth()], ["del", bridge], ["set", veth(), "nomaster"]):
+        subprocess.run(["ip", "link", *command], check=True)
+        eventually(lambda: _echoes(port))
 
 
 def _echoes(port: int) -> bool:

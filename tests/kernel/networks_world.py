@@ -202,7 +202,8 @@ class Engine:
 
     def die(self) -> None:
         """What is left of a daemon after kill -9: its descriptors are gone, nothing was tidied up."""
-        self.networks._watch.stop()
+        self.networks._rule_watch.stop()
+        self.networks._link_watch.stop()
         self.networks._running.close()
         self.networks._places.close()
         self.networks._catalogue.close()

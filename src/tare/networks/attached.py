@@ -148,6 +148,19 @@ class AttachedNetwork:
             vxlan.bring_up(route, network)
             return warnings
 
+    @property
+    def links(self) -> frozenset[str]:
+        """The names of the links that we made for it."""
+        network = self.network
+        if network.driver != "bridge":
+            return frozenset({network.parent} & {parent.own_parent(network.id)})
+        return frozenset({network.bridge, *vxlan.links(network)})
+
+    def lost_link(self) -> bool:
+        """Whether a link of its own is missing. Blocking."""
+        with Route() as route:
+            return any(route.link(name) is None for name in self.links)
+
     def bring_up(self) -> list[str]:
         """Create or repair link and rules. Blocking; returns warnings."""
         warnings = self.bring_up_link()

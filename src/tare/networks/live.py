@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from tare.linux import namespaces
@@ -85,9 +86,11 @@ class Namespace:
             for connection in connections:
                 link = route.link(connection.host_link)
                 bridge = route.link(connection.bridge)
-                if connection.kind != "veth" or bridge is None:
+                if bridge is None:
                     continue
-                if link is None:
+                if connection.kind != "veth":
+                    lost += [] if inside(self.fd, partial(_exists, connection.interface)) else [connection]
+                elif link is None:
                     lost.append(connection)
                 elif link.master != bridge.index:
                     route.set_link(link.index, master=bridge.index, up=True)
@@ -105,6 +108,11 @@ def _configure(connection: Connection) -> None:
         for cidr in connection.cidrs:
             route.add_address(link.index, cidr)
         route.set_link(link.index, up=True)
+
+
+def _exists(name: str) -> bool:
+    with Route() as route:
+        return route.link(name) is not None
 
 
 def _delete(name: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tare.errors import Unsupported
@@ -32,6 +33,8 @@ class Running:
         self._warn = warn
         self._name_server = NameServer(exec_root)
         self._pids: dict[str, int] = {}
+        self._leaving: set[str] = set()
+        """Endpoints whose links are being taken away."""
 
     def close(self) -> None:
         self._name_server.close()
@@ -107,8 +110,10 @@ class Running:
         if connection.named and sum(c.named for c in connections) == 1:
             await self._name_server.serve(container_id, pid)
 
-    async def unplug(self, connection: Connection, rest: Connections) -> None:
-        """Take the link of a connection away; its other networks give the default route from now on."""
+    @asynccontextmanager
+    async def unplugged(self, connection: Connection, rest: Connections) -> AsyncIterator[None]:
+        """Take the link of a connection away; its other networks give the default route from now on. Until the body has made the connection
+        forgotten, its link is not missed."""
         pid = self._pids.get(connection.container_id, 0)
         linked = [c for c in rest if c.host_link]
 
@@ -117,19 +122,29 @@ class Running:
                 namespace.unplug(connection)
                 namespace.route(linked, gateways(linked))
 
+        self._leaving.add(connection.endpoint_id)
         try:
             if connection.host_link and pid:
-                await asyncio.to_thread(take_out)
-        except OSError as error:
-            log.warning("link %s of container %s: %s", connection.interface, connection.container_id[:12], error.strerror or error)
+                try:
+                    await asyncio.to_thread(take_out)
+                except OSError as error:
+                    where = f"{connection.interface} of container {connection.container_id[:12]}"
+                    log.warning("link %s: %s", where, error.strerror or error)
+            yield
+        finally:
+            self._leaving.discard(connection.endpoint_id)
 
-    async def repair(self, connections_of: Callable[[str], Connections]) -> None:
-        """Make links again that somebody deleted, and put veths back on their bridges."""
+    async def repair(self, connections_of: Callable[[str], Connections], only: Collection[str] | None = None) -> None:
+        """Make links again that somebody deleted, and put veths back on their bridges. ``only`` these containers, or all."""
         for container_id, pid in list(self._pids.items()):
-            connections = connections_of(container_id)
+            if only is not None and container_id not in only:
+                continue
+            connections = [c for c in connections_of(container_id) if c.endpoint_id not in self._leaving]
             try:
                 await asyncio.to_thread(_put_right, pid, [c for c in connections if c.host_link])
             except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESRCH) and error.filename == f"/proc/{pid}/ns/net":
+                    continue  # it has just ended
                 self._warn(f"the network of container {container_id[:12]} cannot be put right: {error.strerror or error}")
             self.started(container_id, pid, connections)
 

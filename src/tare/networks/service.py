@@ -31,6 +31,8 @@ from pathlib import Path
 from tare.config import EngineConfig
 from tare.errors import Forbidden, InvalidArgument, NotFound, Unsupported
 from tare.events import EventBus
+from tare.linux.link_watch import LinkWatch
+from tare.linux.nft_watch import RuleWatch
 from tare.networks import bandwidth, etc, files, options
 from tare.networks.catalogue import Catalogue
 from tare.networks.creation import NewNetwork
@@ -56,7 +58,10 @@ class Networks:
         self._catalogue = Catalogue(config, self._records)
         self._places = Places(self._catalogue, self._records)
         self._running = Running(config.exec_root, self._catalogue.warn)
-        self._watch = Watch(self._look_at_rules)
+        self._rule_watch = Watch(RuleWatch, RuleWatch.changed_by_others, self._look_at_rules)
+        self._link_watch = Watch(LinkWatch, self._heard_of_links, self._look_at_links)
+        self._gone: set[str] = set()
+        """Links of ours that went away since the last look."""
 
     # Life
 
@@ -70,14 +75,16 @@ class Networks:
                 self._places.adopt(connection)
             for attached in self._catalogue.attached.values():
                 await self._catalogue.bring_up(attached)
-            try:
-                self._watch.start()
-            except OSError as error:
-                self._catalogue.warn(f"changes of packet rules by others are not noticed: {error.strerror or error}")
+            for watch, what in ((self._rule_watch, "packet rules"), (self._link_watch, "links")):
+                try:
+                    watch.start()
+                except OSError as error:
+                    self._catalogue.warn(f"changes of {what} by others are not noticed: {error.strerror or error}")
 
     async def close(self) -> None:
         """Let go of host ports and claims. Containers that run keep their network; where none runs, bridge and rules go."""
-        await self._watch.close()
+        await self._rule_watch.close()
+        await self._link_watch.close()
         await self.remove_kernel_state()
         async with self._lock:
             self._running.close()
@@ -113,6 +120,27 @@ class Networks:
             for attached in self._catalogue.attached.values():
                 for warning in await asyncio.to_thread(attached.look):
                     log.warning("%s", warning)
+
+    def _heard_of_links(self, watch: LinkWatch) -> bool:
+        ours = {link for attached in self._catalogue.attached.values() for link in attached.links}
+        ours |= {connection.host_link for connection in self.connections()}
+        gone = watch.gone()
+        self._gone |= ours if gone is None else gone & ours
+        return bool(self._gone)
+
+    async def _look_at_links(self) -> None:
+        """Links of ours went away, though nobody told us to remove them: make them again. (A container that ends takes its links along;
+        where that is not known yet there is nothing left to be put right.)"""
+        gone, self._gone = self._gone, set()
+        async with self._lock:
+            lost = [attached for attached in self._catalogue.attached.values() if attached.links & gone]
+            for attached in lost:
+                if await asyncio.to_thread(attached.lost_link):
+                    log.warning("the link of network %s was deleted by somebody: made again", attached.network.name)
+                    await self._catalogue.bring_up(attached)
+        touched = {c.container_id for attached in lost for c in attached.connections.values()}
+        touched |= {c.container_id for c in self.connections() if c.host_link in gone}
+        await self._running.repair(self.connections, touched)
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -187,8 +215,9 @@ class Networks:
         connection = self._places.find(container_id, network_id)
         if connection is None:
             return
-        await self._running.unplug(connection, [c for c in self.connections(container_id) if c.network_id != network_id])
-        await self.disconnect(container_id, network_id)
+        rest = [c for c in self.connections(container_id) if c.network_id != network_id]
+        async with self._running.unplugged(connection, rest):
+            await self.disconnect(container_id, network_id)
         if connection.ports:
             self._places.move_ports(connection)
 

@@ -24,6 +24,11 @@ def name_of(network: Network) -> str:
     return f"vx-{network.id[:12]}"
 
 
+def links(network: Network) -> tuple[str, ...]:
+    """The link to the peer, if the network has one."""
+    return (name_of(network),) if PEER in network.options else ()
+
+
 def check(network: Network) -> None:
     """Refuse options that make no sense."""
     options = network.options

@@ -1,6 +1,7 @@
-"""Noticing that the packet rules were changed by somebody else (a flush, a firewall's reload, dockerd's or ufw's FORWARD policy).
+"""Noticing that somebody else changed what is ours in the kernel: packet rules (a flush, a firewall's reload, dockerd's or ufw's FORWARD
+policy) and links (a bridge or a veth deleted by hand).
 
-Every foreign transaction starts a look, at most one per second: what is missing is put back.
+What is heard starts a look, at most one per second: what is missing is put back.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-
-from tare.linux.nft_watch import RuleWatch
+from typing import Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -17,26 +17,39 @@ SECONDS_BEFORE = 0.1
 SECONDS_BETWEEN = 1.0
 
 
-class Watch:
-    """Calls ``look`` soon after somebody else changed rules. Runs on the event loop."""
+class Subscription(Protocol):
+    """What the kernel tells; readable when there is something."""
 
-    def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=Subscription)
+
+
+class Watch(Generic[T]):
+    """Calls ``look`` soon after ``heard`` said that what it read from a subscription matters. Runs on the event loop."""
+
+    def __init__(self, subscribe: Callable[[], T], heard: Callable[[T], bool], look: Callable[[], Awaitable[None]]) -> None:
+        self._subscribe = subscribe
+        self._heard = heard
         self._look = look
-        self._watch: RuleWatch | None = None
+        self._subscription: T | None = None
         self._task: asyncio.Task[None] | None = None
         self._again = False
 
     def start(self) -> None:
         """Raises OSError where the kernel does not tell."""
-        self._watch = RuleWatch()
-        asyncio.get_running_loop().add_reader(self._watch, self._on_change)
+        self._subscription = self._subscribe()
+        asyncio.get_running_loop().add_reader(self._subscription, self._on_change)
 
     def stop(self) -> None:
         """Look no more."""
-        if self._watch is not None:
-            asyncio.get_running_loop().remove_reader(self._watch)
-            self._watch.close()
-            self._watch = None
+        if self._subscription is not None:
+            asyncio.get_running_loop().remove_reader(self._subscription)
+            self._subscription.close()
+            self._subscription = None
         if self._task is not None:
             self._task.cancel()
 
@@ -47,8 +60,8 @@ class Watch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _on_change(self) -> None:
-        assert self._watch is not None
-        if not self._watch.changed_by_others():
+        assert self._subscription is not None
+        if not self._heard(self._subscription):
             return
         self._again = True
         if self._task is None or self._task.done():
@@ -62,5 +75,5 @@ class Watch:
             try:
                 await self._look()
             except OSError as error:
-                log.warning("packet rules cannot be looked at: %s", error.strerror or error)
+                log.warning("what changed in the kernel cannot be looked at: %s", error.strerror or error)
             await asyncio.sleep(SECONDS_BETWEEN)
