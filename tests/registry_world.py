@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,9 +56,12 @@ class Registry:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
-    def call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
+    def call(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, *, chunks: Iterable[bytes] = ()
+    ) -> http.client.HTTPResponse:
+        """``chunks``: a body of no told length."""
         connection = http.client.HTTPConnection(self.address, timeout=20)
-        connection.request(method, path, body or None, headers or {})
+        connection.request(method, path, chunks or body or None, headers or {})
         response = connection.getresponse()
         response.content = response.read()  # type: ignore[attr-defined]
         connection.close()

@@ -240,3 +240,32 @@ def test_command_line(tmp_path: Path) -> None:
     process.stdout.close()
     done = subprocess.run([*tare, "scrub", "--root", str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"corrupt": []})
+
+
+def test_quotas(tmp_path: Path) -> None:
+    """Told early where the length is known; a stream of no told length, and an upload that never ends, do not get round it."""
+    settings = tmp_path / "registry.toml"
+    settings.write_text('[quota]\n"team/*" = 1000\n"team/small" = 200\n')
+    registry = Registry(tmp_path / "root", "--config", str(settings))
+    try:
+        kept = registry.push_blob("team/small", b"x" * 60)
+        too_much = registry.call("POST", f"/v2/team/small/blobs/uploads/?digest={digest_of(b'y' * 141)}", b"y" * 141)
+        assert (too_much.status, code(too_much)) == (403, "DENIED")
+        assert json.loads(content(too_much))["errors"][0]["detail"] == {"rule": "team/small", "limit": 200, "used": 60, "wanted": 141}
+        place = registry.call("POST", "/v2/team/small/blobs/uploads/").headers["Location"]
+        assert registry.call("PATCH", place, b"y" * 100).status == 202
+        for headers in ({}, {"Content-Range": "100-199"}):
+            assert code(registry.call("PATCH", place, b"y" * 100, headers)) == "DENIED"
+        assert code(registry.call("PATCH", place, chunks=[b"y" * 100])) == "DENIED"
+        assert registry.call("GET", place).headers["Range"] == "0-99"
+        assert registry.call("PUT", f"{place}?digest={digest_of(b'y' * 100)}").status == 201
+        document = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode()
+        assert code(registry.call("PUT", "/v2/team/small/manifests/v1", document, {"Content-Type": INDEX})) == "DENIED"
+        registry.push_blob("team/other", b"z" * 800)
+        mount = f"/v2/team/third/blobs/uploads/?mount={kept}&from=team/small"
+        assert code(registry.call("POST", mount)) == "DENIED"
+        assert registry.call("DELETE", f"/v2/team/small/blobs/{kept}").status == 202
+        assert registry.call("PUT", "/v2/team/small/manifests/v1", document, {"Content-Type": INDEX}).status == 201
+        registry.push_blob("free", b"w" * 5000)
+    finally:
+        registry.stop()

@@ -38,10 +38,17 @@ class Quotas:
                 continue
             if digest is not None and self._storage.has_blob(name, digest):
                 continue
-            used = sum(self.usage(each) for each in self._repositories(rule, name))
+            used = self._used(rule, name)
             if used + more > limit:
                 detail = {"rule": rule, "limit": limit, "used": used, "wanted": more}
                 raise RegistryError("DENIED", f"quota of {rule} exceeded: {used} of {limit} bytes are used, {more} are to be added", detail)
+
+    def room(self, name: str) -> int | None:
+        """Bytes that still fit into repository ``name``; None: as many as may come."""
+        return min((limit - self._used(rule, name) for rule, limit in self._rules.items() if _covers(rule, name)), default=None)
+
+    def _used(self, rule: str, name: str) -> int:
+        return sum(self.usage(each) for each in self._repositories(rule, name))
 
     def _repositories(self, rule: str, name: str) -> list[str]:
         return [each for each in self._storage.repositories() if _covers(rule, each)] if rule.endswith("*") else [name]

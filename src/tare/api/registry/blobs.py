@@ -210,12 +210,26 @@ class Blobs:
         appender = await self.ask(self._storage.append, name, upload, algorithm)
         try:
             end = self._check_chunk(request, name, upload, appender)
-            await request.receive(appender.write, self._transfers)
+            await request.receive(await self._sink(name, appender), self._transfers)
             if end is not None and appender.offset != end:
                 raise RegistryError("SIZE_INVALID", f"the chunk was to end at {end - 1}, the upload has {appender.offset} bytes now")
         finally:
             await self.ask(appender.close)
         return appender.offset
+
+    async def _sink(self, name: str, appender: Appender) -> Callable[[bytes | memoryview], None]:
+        """Takes bytes as long as the quota has room: an upload that never ends must not get round it."""
+        room = await self.run(self._quotas.room, name) if self._quotas.any else None
+        if room is None:
+            return appender.write
+
+        def write(data: bytes | memoryview) -> None:
+            wanted = appender.offset + len(data)
+            if wanted > room:
+                self._quotas.check(name, wanted)
+            appender.write(data)
+
+        return write
 
     def _check_chunk(self, request: Request, name: str, upload: str, appender: Appender) -> int | None:
         """The offset that the upload is to have afterwards, if the request says."""
