@@ -294,6 +294,41 @@ def test_a_full_disk(tmp_path: Path) -> None:
         registry.stop()
 
 
+def test_no_descriptors_left(tmp_path: Path) -> None:
+    """Idle connections take all that there are: who is connected hears 503, and is served when some have gone."""
+    registry = Registry(tmp_path, prefix=["prlimit", "--nofile=48"])
+    image = registry.push_image("app", "v1")
+    kept = http.client.HTTPConnection(registry.address, timeout=20)
+    kept.request("GET", "/v2/")
+    assert kept.getresponse().read() == b"{}"
+    host, _, port = registry.address.rpartition(":")
+    idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(60)]
+    deadline = time.monotonic() + 20
+    while True:
+        kept.request("GET", "/v2/app/manifests/v1")
+        answer = kept.getresponse()
+        assert answer.status in (200, 503), answer.read()
+        if answer.status == 503:
+            assert json.loads(answer.read())["errors"][0]["code"] == "UNAVAILABLE"
+            break
+        answer.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for sock in idle:
+        sock.close()
+    while True:
+        kept.request("HEAD", "/v2/app/manifests/v1")
+        answer = kept.getresponse()
+        answer.read()
+        if answer.status == 200:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert answer.headers["Docker-Content-Digest"] == image
+    kept.close()
+    registry.stop()
+
+
 # Kills
 
 

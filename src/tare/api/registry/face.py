@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tare.registry")
 
 PAGE = 1000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ESTALE)
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _ROUTES = (
     (re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)"), "manifest"),
@@ -140,9 +142,12 @@ class RegistryFace:
         except (Unavailable, FileNotFoundError) as error:
             response = self._later(exchange, 503, str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or request.response_started:
+            if error.errno in _FULL:
+                response = self._later(exchange, 507, "the registry's disk is full")
+            elif error.errno in _FAILING:
+                response = self._later(exchange, 503, f"the registry's storage fails: {error.strerror}")
+            else:
                 raise
-            response = self._later(exchange, 507, "the registry's disk is full")
         log.info("%s %s: %d", request.method, request.path, response.status)
         return response
 
