@@ -93,7 +93,7 @@ def canonical(command: str) -> str:
         return {"ls": "images", "rm": "rmi"}.get(verb, verb)
     if group == "system" and verb in ("events", "info"):
         return verb
-    return "inspect" if command == "container inspect" else command
+    return {"container inspect": "inspect", "builder build": "build"}.get(command, command)
 
 
 def entry_of(command: str) -> tuple[str, str, str] | None:

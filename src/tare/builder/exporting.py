@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tare.builder.publication import Publication, Result, Style, encode, is_true, plain, publish
+from tare.builder.publication import Annotations, Publication, Result, Style, encode, is_true, plain, publish
 from tare.builder.request import BuildRequest, Built, Note, Say, Text
 from tare.builder.trace import Vertex
 from tare.distribution.progress import Progress
@@ -60,8 +60,16 @@ _KNOWN = {
 }
 
 
-def check(outputs: Sequence[Export], tags: Sequence[Reference]) -> None:
+def check(request: BuildRequest) -> None:
     """Refuse what could not be done later. ``InvalidArgument`` names it."""
+    outputs, tags = request.outputs, request.tags
+    Annotations.parse(request.annotations)
+    pushed = any(output.type == "registry" or is_true(output.attributes.get("push", "")) for output in outputs)
+    documents = pushed or any(output.type == "oci" or (output.type == "docker" and "dest" in output.attributes) for output in outputs)
+    if request.annotations and not documents:
+        raise InvalidArgument("annotations are part of a manifest, which an image in the store has not: use --push, or --output type=oci")
+    if request.attestations and not request.call and not (pushed or any(output.type in ("oci", "local", "tar") for output in outputs)):
+        raise InvalidArgument("an image in the store has no attestations: use --push, or --output type=oci, local or tar")
     for output in outputs:
         if output.type not in _TYPES:
             raise InvalidArgument(f"unsupported output type {output.type!r}: {', '.join(_TYPES)} are offered")

@@ -142,9 +142,9 @@ class Builder:
 
     async def build(self, request: BuildRequest, context: TarTree, say: Say, session: Session | None = None) -> str:
         """Build, and give the result to its outputs; returns the image's id. A cancellation ends the build cleanly."""
-        exporting.check(request.outputs, request.tags)
-        cacheexport.check(request.cache_to)
         attestation.check(request.attestations)
+        exporting.check(request)
+        cacheexport.check(request.cache_to)
         text = self._dockerfile(request, context)
         _hide_ignored(context, request.dockerfile)
         if request.call:
