@@ -23,7 +23,7 @@ from tare.store.tar.entry import BLOCK, Entry, Limits
 from tare.store.tar.reader import Parser
 
 _RESERVE = 256 << 20
-"""Bytes that a context must leave free on the disk."""
+"""Bytes that a context must leave free on a big disk; a sixteenth of a small one."""
 _PROBE = 64 << 10
 
 
@@ -40,7 +40,11 @@ def empty(directory: Path) -> TarTree:
 def spool(packed: Iterable[bytes], directory: Path, what: str) -> TarTree:
     """A tree over the tar in ``packed``, whatever its compression. ``what`` names it in errors. Blocks."""
     state = os.statvfs(directory)
-    limits = Limits(total=max(0, state.f_bavail * state.f_frsize - _RESERVE))
+    reserve = min(_RESERVE, state.f_blocks * state.f_frsize // 16)
+    free = state.f_bavail * state.f_frsize - reserve
+    if free <= 0:
+        raise ResourceExhausted(f"{what}: no space left on device: {reserve >> 20} MiB have to stay free under {directory}")
+    limits = Limits(total=free)
     tree, parser = Tree(limits), Parser(limits, bodies=False)
     try:
         with tempfile.TemporaryFile(buffering=0, dir=directory) as file:

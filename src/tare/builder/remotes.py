@@ -8,6 +8,7 @@ followed; nothing of it is executed.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import posixpath
@@ -63,13 +64,47 @@ def is_git(source: str) -> bool:
 # -- HTTP -----------------------------------------------------------------------------------------------------------------------------
 
 
-def open_url(url: str, known: Version | None = None) -> Any:
+class _Line:
+    """The connections of one transfer, so that another thread can end it."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def opener(self) -> urllib.request.OpenerDirector:
+        line = self
+
+        class Plain(http.client.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                line._sockets.append(self.sock)
+
+        class Secure(http.client.HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                line._sockets.append(self.sock)
+
+        class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, request)
+
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Secure, request)
+
+        return urllib.request.build_opener(Handler)
+
+    def hang_up(self) -> None:
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def open_url(url: str, known: Version | None = None, line: _Line | None = None) -> Any:
     """A response to read from; None when the server still has the ``known`` version. ``NotFound`` and ``Upstream`` say what went wrong."""
     headers = {"User-Agent": "tare"}
     if known:
         headers |= {"If-None-Match": known.etag} if known.etag else {"If-Modified-Since": known.modified}
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+        return (line or _Line()).opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 304 and known:
@@ -109,14 +144,16 @@ def fetch_file(url: str, directory: Path, checksum: str, known: Version | None, 
     ``checksum`` (``sha256:HEX``): demanded of it when given. ``known``: a version that need not be sent again; None when the server still
     has that one.
     """
-    name = file_name(url)
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise InvalidArgument(f"invalid checksum {checksum!r}: sha256: and 64 hexadecimal digits are expected")
-    stop.check()
-    response = open_url(url, known)
-    if response is None:
-        return None
-    with response, tempfile.TemporaryFile(dir=directory) as body, stop.ending(lambda: _hang_up(response)):
+    line = _Line()
+    with stop.ending(line.hang_up):
+        response = open_url(url, known, line)
+        return None if response is None else _received(response, url, directory, checksum)
+
+
+def _received(response: Any, url: str, directory: Path, checksum: str) -> tuple[TarTree, Version, str]:
+    with response, tempfile.TemporaryFile(dir=directory) as body:
         hasher, size = hashlib.sha256(usedforsecurity=False), 0
         try:
             while chunk := response.read(_CHUNK):
@@ -129,15 +166,9 @@ def fetch_file(url: str, directory: Path, checksum: str, known: Version | None, 
         if checksum and checksum != found:
             raise InvalidArgument(f"digest mismatch {found}: {checksum}")
         version = Version.of(response.headers)
-        entry = Entry(name, Kind.FILE, 0o600, size=size, mtime_ns=_modified(version.modified))
+        entry = Entry(file_name(url), Kind.FILE, 0o600, size=size, mtime_ns=_modified(version.modified))
         body.seek(0)
         return spool(_tar_of(entry, body), directory, url), version, found
-
-
-def _hang_up(response: Any) -> None:
-    """End a transfer that another thread waits for."""
-    with suppress(OSError, AttributeError):
-        response.fp.raw._sock.shutdown(socket.SHUT_RDWR)
 
 
 def _tar_of(entry: Entry, body: io.BufferedIOBase | Any) -> Iterator[bytes]:

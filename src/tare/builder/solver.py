@@ -308,6 +308,8 @@ async def _to_the_end(task: asyncio.Future[T], hurry: Callable[[], None] = lambd
                 await asyncio.wait({task})
             except asyncio.CancelledError:
                 continue
+        if not task.cancelled():
+            task.exception()  # nobody asks for it any more
         raise
 
 
