@@ -170,3 +170,31 @@ def test_a_bundle_looks_from_inside_as_with_runc(busybox: Path) -> None:
             (busybox / "new").unlink(missing_ok=True)
         assert seen[0][0] == 0
         assert seen[1] == seen[0]
+
+
+async def test_binds_with_translated_owners(world: World) -> None:
+    """Root inside owns what root outside owns, in the mounts that say so; a mount's own maps count more than the container's."""
+    shared = world.base / "shared"
+    (shared / "in").mkdir(parents=True)
+    (shared / "in/secret").write_text("s")
+    os.chmod(shared / "in/secret", 0o600)
+    os.chown(shared / "in/secret", 0, 0)
+    own = [{"containerID": 0, "hostID": FIRST + 1000, "size": 1}]
+    bind = {"type": "bind", "source": str(shared)}
+    mounts = [
+        {**bind, "destination": "/plain", "options": ["rbind"]},
+        {**bind, "destination": "/whole", "options": ["rbind", "ridmap"]},
+        {**bind, "destination": "/part", "subpath": "in", "options": ["rbind", "idmap", "ro"], "uidMappings": own, "gidMappings": own},
+    ]
+    script = (
+        "cat /plain/in/secret 2>&1; cat /whole/in/secret; stat -c ' %u' /whole/in/secret /part/secret; touch /whole/new; touch /part/new"
+    )
+    made = launch(world, ["sh", "-c", script], mounts=mounts)
+    task = await world.start(made)
+    assert (await asyncio.wait_for(task.wait(), 20)).code == 1
+    output = world.output(made)
+    assert "can't open '/plain/in/secret': Permission denied" in output and "s 0\n 1000\n" in output and "Read-only file system" in output
+    assert (shared / "new").stat().st_uid == 0
+    bad = launch(world, ["true"], mounts=[{**bind, "destination": "/x", "options": ["idmap"], "source": "/proc"}])
+    with pytest.raises(Exception, match="failed to set MOUNT_ATTR_IDMAP on /proc: invalid argument"):
+        await world.start(bad)

@@ -115,7 +115,7 @@ def test_ambient_capabilities_of_a_plain_user_are_a_warning() -> None:
     assert "ambient" in bundle.check(config)[0]
 
 
-def test_id_mapped_mount_options_are_refused() -> None:
+def test_id_mapped_mounts_need_maps() -> None:
     config = example()
     config["mounts"].append({"destination": "/m", "type": "bind", "source": "/tmp", "options": ["bind", "idmap"]})
     with pytest.raises(RuntimeFailure, match="idmap"):

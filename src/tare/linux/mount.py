@@ -24,6 +24,7 @@ from tare.linux.constants import (
     FSCONFIG_SET_STRING,
     FSMOUNT_CLOEXEC,
     FSOPEN_CLOEXEC,
+    MOUNT_ATTR_IDMAP,
     MOVE_MOUNT_F_EMPTY_PATH,
     MOVE_MOUNT_T_EMPTY_PATH,
     NR_FSCONFIG,
@@ -88,6 +89,13 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
 def set_attributes(mount_fd: int, *, add: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False) -> None:
     """mount_setattr(2) on an open mount."""
     attributes = struct.pack("=QQQQ", add, clear, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    libc.syscall(NR_MOUNT_SETATTR, mount_fd, b"", flags, attributes, len(attributes))
+
+
+def translate_owners(mount_fd: int, user_namespace: int, *, recursive: bool = False) -> None:
+    """Show the files of a detached mount with the owners that a user namespace's maps make of theirs."""
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     libc.syscall(NR_MOUNT_SETATTR, mount_fd, b"", flags, attributes, len(attributes))
 

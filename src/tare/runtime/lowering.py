@@ -109,6 +109,10 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
     score = (config.get("process") or {}).get("oomScoreAdj")
     if score is not None:
         steps.append(namespaces.OutOfMemoryScore(int(score)))
+    if translated := _translated_sources(config, linux):
+        from tare.runtime.steps.idmap import OpenMappedSources  # seldom needed
+
+        steps.append(OpenMappedSources(translated))
     if wanted.get("user") == "":
         steps.append(namespaces.NewUserNamespace())
     if joined:
@@ -301,6 +305,27 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
     return steps
 
 
+def _translated_sources(config: Mapping[str, Any], linux: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    """Bind mounts with translated owners, as ``steps.idmap`` takes them: by maps of their own, else by the container's."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for entry in config.get("mounts") or ():
+        options = mount_options.parse(entry.get("options") or ())
+        if not options.translated:
+            if entry.get("uidMappings") or entry.get("gidMappings"):
+                raise ValueError(f"mount of {_destination(entry)} has uidMappings or gidMappings, but no option idmap or ridmap")
+            continue
+        maps = [_maps(entry.get(name) or linux.get(name)) for name in ("uidMappings", "gidMappings")]
+        if not all(maps):
+            raise ValueError(f"mount option {options.translated} needs uidMappings and gidMappings: {_destination(entry)}")
+        if _destination(entry) in found:
+            raise ValueError(f"duplicate mount point: {_destination(entry)}")
+        found[_destination(entry)] = (
+            _destination(entry), str(entry.get("source") or ""), options.recursive, str(entry.get("subpath") or ""),
+            options.translated == "ridmap", *(tuple(tuple(line) for line in lines) for lines in maps),
+        )  # fmt: skip
+    return tuple(found.values())
+
+
 def _destination(entry: Mapping[str, Any]) -> str:
     return os.path.normpath("/" + str(entry.get("destination") or "").lstrip("/"))
 
@@ -311,12 +336,15 @@ def _mount_step(entry: Mapping[str, Any], sources: list[tuple[str, str, bool, st
     options = mount_options.parse(entry.get("options") or ())
     if destination == "/":
         raise ValueError("invalid mount: destination can't be '/'")
+    if options.translated and not (options.bind or fstype == "bind"):
+        raise ValueError(f"mount option {options.translated} is for bind mounts: {destination}")
     if options.bind or fstype == "bind":
         if not source.startswith("/"):
             raise ValueError(f"invalid bind mount source, must be an absolute path: {source!r}")
         if any(existing == destination for existing, _, _, _ in sources):
             raise ValueError(f"duplicate mount point: {destination}")
-        sources.append((destination, source, options.recursive, str(entry.get("subpath") or "")))
+        if not options.translated:
+            sources.append((destination, source, options.recursive, str(entry.get("subpath") or "")))
         return mounts.BindMount(
             source, destination, options.add, options.clear, options.add_recursive, options.clear_recursive,
             options.propagation or MS_PRIVATE | MS_REC, destination in ("/proc", "/sys", "/dev"),

@@ -54,7 +54,6 @@ _ATTRIBUTES: dict[str, tuple[int, int]] = {
     "symfollow": (0, MOUNT_ATTR_NOSYMFOLLOW),
 }
 _IGNORED = frozenset(("defaults", "async", "nomand", "loud", "silent", "iversion", "noiversion", "acl", "noacl", "remount"))
-_UNSUPPORTED = frozenset(("idmap", "ridmap"))
 
 
 class MountOptions(NamedTuple):
@@ -67,6 +66,8 @@ class MountOptions(NamedTuple):
     add_recursive: int = 0
     clear_recursive: int = 0
     propagation: int = 0
+    translated: str = ""
+    """``idmap`` or ``ridmap``: whether owners are translated, and below too."""
     data: tuple[str, ...] = ()
 
 
@@ -87,8 +88,8 @@ def parse(options: Iterable[str]) -> MountOptions:
             result = result._replace(
                 add_recursive=result.add_recursive & ~clear | add, clear_recursive=result.clear_recursive & ~add | clear
             )
-        elif option in _UNSUPPORTED:
-            raise ValueError(f"mount option {option} is not supported")
+        elif option in ("idmap", "ridmap"):
+            result = result._replace(translated=option)
         elif option not in _IGNORED and option:
             data.append(option)
     return result._replace(data=tuple(data))

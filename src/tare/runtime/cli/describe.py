@@ -113,7 +113,7 @@ def supported() -> dict[str, Any]:
             "apparmor": {"enabled": os.path.exists("/sys/module/apparmor")},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"tare.runtime.python": platform.python_version()},
     }

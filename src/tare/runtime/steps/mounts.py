@@ -78,6 +78,21 @@ DIRECTORY_HINT = (
 )
 
 
+def open_source(path: str, recursive: bool, inner: str) -> int:
+    """Clone the mount behind a host path. ``inner`` is resolved beneath it: what lies there is not trusted."""
+    if not inner:
+        return mount.open_tree(AT_FDCWD, path, recursive=recursive)
+    base = os.open(path, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = mount.openat2(base, inner, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+        try:
+            return mount.open_tree(place, "", recursive=recursive)
+        finally:
+            os.close(place)
+    finally:
+        os.close(base)
+
+
 @step
 class OpenSources(NamedTuple):
     """Clone the mounts behind all bind sources while we still see the host's tree, with its propagation."""
@@ -91,24 +106,10 @@ class OpenSources(NamedTuple):
     def run(self, context: Context) -> None:
         for destination, path, recursive, inner in self.sources:
             try:
-                context.sources[destination] = self._open(path, recursive, inner)
+                context.sources[destination] = open_source(path, recursive, inner)
             except OSError as error:
                 text = f'error mounting "{path}" to rootfs at "{destination}": {path}: {why(error)}'
                 raise SetupFailed(text) from None
-
-    @staticmethod
-    def _open(path: str, recursive: bool, inner: str) -> int:
-        if not inner:
-            return mount.open_tree(AT_FDCWD, path, recursive=recursive)
-        base = os.open(path, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            place = mount.openat2(base, inner, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
-            try:
-                return mount.open_tree(place, "", recursive=recursive)
-            finally:
-                os.close(place)
-        finally:
-            os.close(base)
 
 
 @step
