@@ -13,7 +13,7 @@ from engine_world import Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 
-_FACTS = re.compile(r"Less than a second|About \w+ \w+|\d+ \w+ ago|Up \d+ \w+")
+_FACTS = re.compile(r"(Less than a second|About \w+ \w+|\d+ (seconds?|minutes?))( ago)?")
 
 
 def _settled(text: str) -> str:
