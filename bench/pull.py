@@ -34,6 +34,7 @@ from peers import DOCKER, dockerd, isolate, podman, report, tared
 CACHE = Path("/var/cache/tare-bench")
 LIMITS = {"debian": 6.0, "layers": 4.0}
 """How many times faster than docker the pull must be."""
+PODMAN_LIMIT = 4.0
 MEMORY_LIMIT = 150.0
 """Megabytes that the daemon may use while it pulls 2 GB."""
 SECOND_LIMIT = 50.0
@@ -196,6 +197,8 @@ def main() -> None:
                 peers["podman"] = measure(other.command, image, options.rounds, "--tls-verify=false")
             report(f"pull of {name}", seconds * 1000, {peer: value * 1000 for peer, value in peers.items()})
             good &= verdict(f"{name}: times as fast as docker", peers["docker"] / seconds, LIMITS[name], at_least=True)
+            if name == "debian" and "podman" in peers:
+                good &= verdict(f"{name}: times as fast as podman", peers["podman"] / seconds, PODMAN_LIMIT, at_least=True)
         if images:
             name, image = next(iter(images.items()))
             subprocess.run([*docker_command, "pull", "-q", image], check=True, stdout=subprocess.DEVNULL)

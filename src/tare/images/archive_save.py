@@ -86,10 +86,14 @@ class Saver:
                 continue
             record = self._records.need(saved.image.id)
             family = self._records.siblings.family(record) if saved.references else None
-            others = {sibling.id: found for sibling in saved.siblings if (found := self._as_came(sibling, pins)) is not None}
+            others = []
             for sibling in saved.siblings:
-                if sibling.id not in others:
+                if family is None or all(part.image_id != sibling.id for part in family.parts):
+                    continue  # of an older index
+                if self._as_came(sibling, pins) is None:
                     self._add_plain(archive, sibling, [], blobs, pins)
+                else:
+                    others.append(sibling.id)
             config = Digest.parse(saved.image.id)
             archive.add_manifest(Digest.parse(record.manifest), manifest)
             if family is not None and (family.whole or others):

@@ -72,20 +72,22 @@ class Siblings:
         self._names = names
 
     def of(self, image_id: str) -> list[str]:
-        """Ids of the other images that an index of this one leads to, in the order in which they are listed."""
+        """Ids of the other images that an index of this one leads to, those of the index that came last first."""
         return self.every().get(image_id, [])
 
     def every(self) -> dict[str, list[str]]:
         """``of`` for each image that has siblings."""
-        by_document: dict[str, list[str]] = {}
-        for image_id, _, raw in self._metadata.images.all():
-            for document in msgspec.json.decode(raw, type=_Documents).documents:
-                by_document.setdefault(document, []).append(image_id)
-        found: dict[str, dict[str, None]] = {}
-        for group in by_document.values():
-            for image_id in group if len(group) > 1 else ():
-                found.setdefault(image_id, {}).update((other, None) for other in group if other != image_id)
-        return {image_id: [*siblings] for image_id, siblings in found.items()}
+        documents = {image_id: msgspec.json.decode(raw, type=_Documents).documents for image_id, _, raw in self._metadata.images.all()}
+        groups: dict[str, list[str]] = {}
+        for image_id, own in documents.items():
+            for document in own:
+                groups.setdefault(document, []).append(image_id)
+        found = {}
+        for image_id, own in documents.items():
+            siblings = dict.fromkeys(other for document in own for other in groups[document] if other != image_id)
+            if siblings:
+                found[image_id] = [*siblings]
+        return found
 
     def orphans(self, image_id: str) -> list[str]:
         """Ids of the siblings that nothing names any more once this image is gone."""
