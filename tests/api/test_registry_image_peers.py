@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from debian_registry import docker_registry
+from docker_calls import UnixConnection
 from dockerd_world import DOCKERD, dockerd
 from engine_world import DOCKER, Daemon
+from image_builder import build_image, write_layout
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 SCRIPT = "mkdir /odd; cd /odd; echo x >a; ln a b; ln -s a c; mknod d c 1 3; chmod 4711 a; rm /etc/group; mkdir -m 1777 't t'"
@@ -24,8 +28,9 @@ SEEN = "x\n4711,2\ngone\n1,3\n"
 class Peer:
     """docker or podman, as a command line."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, socket: str = "") -> None:
         self.command = command
+        self.socket = socket
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run([*self.command, *arguments], capture_output=True, text=True, timeout=120)
@@ -42,7 +47,7 @@ def docker() -> Iterator[Peer]:
     if DOCKER is None or not DOCKERD.exists():
         pytest.skip("needs dockerd: apt-get install docker.io")
     with dockerd(host_network=True) as socket:
-        yield Peer(DOCKER, "-H", f"unix://{socket}")
+        yield Peer(DOCKER, "-H", f"unix://{socket}", socket=socket)
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +128,42 @@ def test_round(engine: Daemon, docker: Peer, podman: Peer, registry: str, tmp_pa
         engine.docker("rmi", "-f", ours, packed, theirs, pods, check=False)
         docker("rmi", "-f", ours, theirs, check=False)
         podman("rmi", "-f", "--all", check=False)
+
+
+def messages(socket: str, path: str) -> list[tuple[str, ...]]:
+    """What a pull or push streams: per layer the statuses in order, layers in no order; numbers are left out."""
+    connection = UnixConnection(socket)
+    try:
+        connection.request("POST", path, b"", {"X-Registry-Auth": "e30="})
+        raw = connection.getresponse().read().decode().replace("}{", "}\r\n{")
+    finally:
+        connection.close()
+    lines: dict[str, dict[str, None]] = {}
+    for line in raw.split("\r\n"):
+        document = json.loads(line or "{}")
+        detail = sorted(document["progressDetail"]) if "progressDetail" in document else None
+        text = re.sub("sha256:[0-9a-f]+|size: [0-9]+", "N", str(document.get("status")))
+        lines.setdefault(document.get("id", ""), {})[f"{text} {detail} {sorted(document.get('aux', ()))}"] = None
+    return sorted(tuple(found) for found in lines.values())
+
+
+def test_the_same_messages_as_dockerd(engine: Daemon, docker: Peer, registry: str, tmp_path: Path) -> None:
+    layout = write_layout(build_image({"a": os.urandom(3 << 20)}, {"b": os.urandom(2 << 20)}), tmp_path / "layout")
+    name = f"{registry}/shown"
+    copy = ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest", f"docker://{name}:1"]
+    subprocess.run(copy, check=True, timeout=60)
+    sockets = {"docker": docker.socket, "tare": str(engine.socket)}
+    try:
+        for _ in ("new", "known"):
+            found = {peer: messages(socket, f"/v1.41/images/create?fromImage={name}&tag=1") for peer, socket in sockets.items()}
+            assert found["tare"] == found["docker"]
+        for command in (docker, engine.docker):
+            command("tag", f"{name}:1", f"{name}:2")
+        for _ in ("mounted", "known"):
+            found = {}
+            for peer, socket in sockets.items():
+                messages(socket, f"/v1.41/images/{name}:1/tag?repo={registry}/{peer}&tag=1")
+                found[peer] = messages(socket, f"/v1.41/images/{registry}/{peer}/push?tag=1")
+            assert found["tare"] == [tuple(line.replace("/docker]", "/tare]") for line in lines) for lines in found["docker"]]
+    finally:
+        engine.docker("rmi", "-f", f"{name}:1", f"{name}:2", f"{registry}/tare:1", check=False)

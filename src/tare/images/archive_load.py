@@ -98,11 +98,15 @@ class Loader:
 
     def _store(self, archive: Archive, image: Packaged, tell: Callable[[Progress], None]) -> None:
         """Blobs and layers; what is there already is not read."""
-        for blob in image.blobs:
-            self._store_blob(archive, blob)
+        kept = {blob_name(blob.digest): blob for blob in image.blobs}
         for name, diff_id in zip(image.layers, image.config.diff_ids, strict=True):
+            blob = kept.pop(name, None)
             if not self._layers.has(diff_id):
-                self._store_layer(archive, name, diff_id, tell)
+                self._store_layer(archive, name, diff_id, blob, tell)
+            elif blob is not None:
+                self._store_blob(archive, blob)
+        for blob in kept.values():
+            self._store_blob(archive, blob)
         for artifact in image.artifacts:
             for blob in artifact.blobs:
                 self._store_blob(archive, blob)
@@ -123,20 +127,35 @@ class Loader:
         finally:
             ingest.abort()
 
-    def _store_layer(self, archive: Archive, name: str, diff_id: Digest, tell: Callable[[Progress], None]) -> None:
+    def _store_layer(self, archive: Archive, name: str, diff_id: Digest, blob: Descriptor | None, tell: Callable[[Progress], None]) -> None:
+        """A layer, and in the same pass its compressed form if that is kept."""
         total = archive.size(name)
+        ingest = self._content.ingest(blob.digest, blob.size) if blob is not None and not self._content.has(blob.digest) else None
 
         def counted() -> Iterator[bytes]:
             done = 0
             for chunk in archive.chunks(name):
+                if ingest is not None:
+                    ingest.write(chunk)
                 yield chunk
                 done += len(chunk)
                 tell(Progress("Loading layer", diff_id.short, done, total))
 
-        with self._layers.writer() as writer:
-            for chunk in decompress(counted(), f"layer {name}"):
-                writer.write(chunk)
-            writer.commit(diff_id)
+        try:
+            if ingest is not None:
+                ingest.restart()
+            with self._layers.writer() as writer:
+                source = counted()
+                for chunk in decompress(source, f"layer {name}"):
+                    writer.write(chunk)
+                for _ in source:
+                    pass  # what follows the compressed data belongs to the blob
+                if ingest is not None:
+                    ingest.commit()
+                writer.commit(diff_id)
+        finally:
+            if ingest is not None:
+                ingest.abort()
 
     def _record(self, family: list[Packaged], report: Report) -> None:
         """Record the images of one index, and their names, which are the last one's."""

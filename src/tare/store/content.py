@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 from tare.errors import Conflict, Corrupt, InvalidArgument, NotFound, ResourceExhausted, TareError
 from tare.oci.digest import LENGTHS, Digest
-from tare.store.durability import make_directory, sync_directory, write_all
+from tare.store.durability import make_directory, start_writeback, sync_directory, write_all
 
 _CHUNK = 1 << 20
 _FLUSH_EVERY = 16 << 20
@@ -93,6 +93,9 @@ class Ingest:
             raise _translate(error, f"writing blob {self.digest}", self._path.parent) from error
         self._hasher.update(chunk)
         self.offset += len(chunk)
+        if self.offset - self._flushed >= _FLUSH_EVERY:
+            start_writeback(self._file, self._flushed, self.offset - self._flushed)
+            self._flushed = self.offset
 
     def restart(self) -> None:
         """Forget what was received: the source does not support resuming."""
