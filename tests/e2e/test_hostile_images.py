@@ -167,6 +167,16 @@ def test_a_replaced_null_device_masks_nothing(engine: Daemon, tmp_path: Path) ->
     assert done.returncode != 0 or re.search(r"^c.* 1, +3 .*/proc/kcore", done.stdout), done
 
 
+@pytest.mark.parametrize("target", ["/proc", "/proc/sys", "/proc/self/attr", "/proc/1", "/made/../proc/sys/kernel"])
+def test_nothing_is_mounted_over_proc(engine: Daemon, tmp_path: Path, target: str) -> None:
+    """CVE-2019-16884 and CVE-2025-52881: no mount of a container's can lead the engine's writes elsewhere."""
+    (tmp_path / "hostname").write_text("before")
+    for mount in (["-v", f"{tmp_path}:{target}"], ["--tmpfs", target], ["--mount", f"type=volume,dst={target}"]):
+        done = engine.docker("run", "--rm", *mount, "--sysctl", "kernel.msgmax=4096", "busybox", "true", check=False)
+        assert done.returncode != 0 and "/proc" in done.stderr, done
+    assert (tmp_path / "hostname").read_text() == "before"
+
+
 def _exchange(directory: Path, one: str, other: str, stop: threading.Event) -> None:
     """Swap two names as fast as the kernel can (renameat2, RENAME_EXCHANGE)."""
     libc = ctypes.CDLL(None, use_errno=True)

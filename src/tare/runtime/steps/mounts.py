@@ -53,7 +53,9 @@ def real_directory(context: Context, path: str) -> int:
 
 
 def attach(context: Context, mount_fd: int, target_fd: int, destination: str) -> None:
-    """Put a detached mount onto its target, unless that lies inside /proc."""
+    """Put a detached mount onto its target, unless that lies inside /proc, or is /proc and the mount is something else."""
+    if os.path.normpath(destination) == "/proc" and libc.filesystem_magic(mount_fd) != PROC_SUPER_MAGIC:
+        raise SetupFailed('error mounting to rootfs at "/proc": "/proc" cannot be mounted because it is not of type proc')
     if libc.filesystem_magic(target_fd) == PROC_SUPER_MAGIC and not allowed_in_proc(context, target_fd, mount_fd, destination):
         raise SetupFailed(f'error mounting to rootfs at "{destination}": "{destination}" cannot be mounted because it is inside /proc')
     mount.move_mount(mount_fd, target_fd)
