@@ -18,8 +18,8 @@ HTPASSWD = "alice:$2b$05$abcdefghijklmnopqrstuuhKF09ZYWwH2zP/0fwE1X8e/Q1YNx/hO\n
 
 
 @contextmanager
-def docker_registry(root: Path, *, closed: bool = False) -> Iterator[str]:
-    """Its address; ``closed`` asks for alice's password."""
+def docker_registry(root: Path, *, closed: bool = False, more: dict[str, object] | None = None) -> Iterator[str]:
+    """Its address; ``closed`` asks for alice's password, ``more`` are further settings."""
     if shutil.which("docker-registry") is None:
         pytest.skip("needs docker-registry: apt-get install docker-registry")
     root.mkdir(parents=True, exist_ok=True)
@@ -31,6 +31,7 @@ def docker_registry(root: Path, *, closed: bool = False) -> Iterator[str]:
         "log": {"level": "error"},
         "storage": {"filesystem": {"rootdirectory": str(root / "registry")}},
         "http": {"addr": f"127.0.0.1:{port}"},
+        **(more or {}),
     }
     if closed:
         (root / "htpasswd").write_text(HTPASSWD)

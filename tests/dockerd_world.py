@@ -15,12 +15,14 @@ DOCKERD = Path("/usr/sbin/dockerd")
 
 
 @contextmanager
-def dockerd(*, host_network: bool = False) -> Iterator[str]:
-    """Path of the socket of a fresh dockerd that has the busybox image; on the host's network it makes no networks and changes nothing."""
+def dockerd(*options: str, host_network: bool = False) -> Iterator[str]:
+    """Path of the socket of a fresh dockerd that has the busybox image; its process id is in the file ``pid`` beside. On the host's network
+    it makes no networks and changes nothing."""
     with tempfile.TemporaryDirectory(prefix="tare-oracle-", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         socket, log = root / "d.sock", root / "log"
         flags = f"-H unix://{socket} --data-root {root}/data --exec-root {root}/run --pidfile {root}/pid --storage-driver vfs"
+        flags = " ".join((flags, *options))
         unshare, script = ["unshare", "--net", "--mount"], f"ip link set lo up && exec {DOCKERD} {flags}"
         if host_network:
             unshare, script = ["unshare", "--mount"], f"exec {DOCKERD} {flags} --bridge none --iptables=false --ip-forward=false"

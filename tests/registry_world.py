@@ -28,12 +28,15 @@ class Registry:
     """A registry process and a client for it."""
 
     def __init__(self, root: Path | str, *options: str, prefix: Sequence[str] = ()) -> None:
+        """``prefix``: words in front of the command, as ``nsenter``."""
         self.root = root
+        self.address = "127.0.0.1:0"
         self.options = options
         self.prefix = prefix
         self.start()
 
     def start(self) -> None:
+        """Also after ``stop``: at the same port."""
         command = [
             *self.prefix,
             sys.executable,
@@ -43,12 +46,12 @@ class Registry:
             "--root",
             str(self.root),
             "--listen",
-            "127.0.0.1:0",
+            self.address,
             *self.options,
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().split("tcp://")[1].strip()
+        self.address = self.process.stdout.readline().split("tcp://")[1].strip(", \n")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)

@@ -85,6 +85,10 @@ class Repository:
         """All tags of the repository, in the registry's order."""
         return await self._first(lambda host: host.tags(), by_digest=False)
 
+    async def blob_size(self, digest: Digest) -> int:
+        """The size of a blob that no manifest at hand names."""
+        return await self._first(lambda host: host.blob_size(digest), by_digest=True)
+
     async def referrers(self, digest: Digest) -> list[Descriptor]:
         """The manifests that name ``digest`` as their subject. Mirrors are not asked: one that keeps none would say there are none."""
         return await retrying(lambda: self._hosts[-1].referrers(digest))
@@ -185,6 +189,14 @@ class Host:
                 raise Corrupt(f'Get "{response.url}": more than {TAGS_LIMIT} tags')
             path = self._next_page(response, path)
         return list(dict.fromkeys(found))
+
+    async def blob_size(self, digest: Digest) -> int:
+        response = await self._ask("HEAD", f"blobs/{digest}", {})
+        response.release()
+        length = response.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise Upstream(f'Head "{response.url}": the registry does not say how large the blob is')
+        return int(length)
 
     def _next_page(self, response: aiohttp.ClientResponse, path: str) -> str:
         """The path of the next page out of a ``Link`` header; only its query counts, so that nobody is sent elsewhere."""

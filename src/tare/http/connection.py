@@ -513,6 +513,10 @@ class Connection(asyncio.Protocol):
 
     # -- peer and hijack
 
+    @property
+    def secure(self) -> bool:
+        return self._transport.get_extra_info("sslcontext") is not None
+
     def peer(self) -> Peer:
         sock = self._transport.get_extra_info("socket")
         if sock is None:

@@ -187,6 +187,11 @@ class Request:
     def peer(self) -> Peer:
         return self.connection.peer()
 
+    @property
+    def secure(self) -> bool:
+        """It came through TLS."""
+        return self.connection.secure
+
     # -- body
 
     async def chunks(self) -> AsyncIterator[bytes]:

@@ -414,6 +414,9 @@ class BucketObjects:
         """Whether the upload's segments are, or were, a blob's. ``FileNotFoundError`` when there is no such upload."""
         return bool(json.loads(self.get(f"uploads/{upload}"))["digest"])
 
+    def upload_file(self, upload: str) -> BinaryIO | None:
+        return None
+
     def publish(self, upload: str, digest: Digest, size: int) -> None:
         owner = self._upload(upload)
         if self.unhide(digest) or owner is None:

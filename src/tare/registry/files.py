@@ -239,6 +239,9 @@ class FileObjects:
             while data := file.read(_PIECE):
                 yield data
 
+    def upload_file(self, upload: str) -> BinaryIO | None:
+        return (self._uploads / upload / "data").open("rb", buffering=0)
+
     def publish(self, upload: str, digest: Digest, size: int) -> None:
         source, target = self._uploads / upload / "data", self._blob(digest)
         if self.size(digest) is not None:

@@ -110,6 +110,9 @@ class Objects(Protocol):
 
     def read_upload(self, upload: str) -> Iterator[bytes]: ...
 
+    def upload_file(self, upload: str) -> BinaryIO | None:
+        """The growing bytes as a file, where this place has such a thing: what a writer's ``offset`` counts can be read from it."""
+
     def publish(self, upload: str, digest: Digest, size: int) -> None:
         """Make the upload's bytes, ``size`` of them, the blob unless that is there; the caller has the writer. The upload stays until
         ``drop``, and publishing again is possible. ``Busy`` when somebody else has written nevertheless."""

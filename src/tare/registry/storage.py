@@ -387,6 +387,18 @@ class Storage:
         """When a tag was last pushed (0 when it is not there)."""
         return self.objects.modified(f"repositories/{name}/_tags/{tag}") or 0.0
 
+    def renew_tag(self, name: str, tag: str) -> None:
+        """As if it had been pushed again."""
+        digest = self.tagged(name, tag)
+        if digest is not None:
+            self.objects.put(f"repositories/{name}/_tags/{tag}", digest.encode())
+
+    def renew_manifest(self, name: str, digest: Digest) -> None:
+        """As if it had been pushed again."""
+        record = self._record(name, digest)
+        if record is not None:
+            self.objects.put(_link(name, "_manifests", digest), json.dumps(record).encode())
+
     def manifests(self, name: str) -> list[Digest]:
         """Digests of all manifests of a repository."""
         return self._links(name, "_manifests")

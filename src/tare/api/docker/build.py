@@ -287,7 +287,7 @@ def _host(request: Request) -> HostConfig:
         isolation=query.get("isolation", ""),
     )
     if query.get("isolation", "").lower() not in ("", "default"):
-        raise InvalidArgument(f"Unsupported isolation: \"{query['isolation']}\"")
+        raise InvalidArgument(f'Unsupported isolation: "{query["isolation"]}"')
     if query.get("securityopt"):
         raise InvalidArgument("The daemon on this platform does not support setting security options on build")
     return host

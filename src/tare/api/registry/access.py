@@ -139,21 +139,21 @@ class Access:
 
     # What
 
-    def may(self, caller: Caller, right: str, name: str) -> bool:
-        """Whether ``caller`` has a right on a repository."""
+    def may(self, caller: Caller, right: str, name: str, known_as: str = "") -> bool:
+        """Whether ``caller`` has a right on a repository; ``known_as`` is the name that its rights go by, if another one."""
         if caller.scopes is not None:
             allowed = caller.scopes.get(f"repository:{name}", NONE)
             if right not in allowed and "*" not in allowed:
                 return False
             if self.foreign is not None and self.rights.uniform:
                 return True
-        return right in self.rights.of(caller.name, self._resolve(name))
+        return right in self.rights.of(caller.name, known_as or name)
 
-    def require(self, request: Request, caller: Caller, right: str, name: str) -> None:
+    def require(self, request: Request, caller: Caller, right: str, name: str, known_as: str = "") -> None:
         """``UNAUTHORIZED`` for who might be let in with other credentials, else ``DENIED``."""
         if right in _WRITING:
             self._guard(request)
-        if self.may(caller, right, name):
+        if self.may(caller, right, name, known_as):
             return
         wanted = "pull,push" if right == "push" else right
         scope = f"repository:{name}:{wanted}"

@@ -17,6 +17,7 @@ from tare.oci.digest import Digest
 from tare.registry.errors import RegistryError
 from tare.registry.quotas import Quotas
 from tare.registry.storage import Appender, Storage
+from tare.registry.threads import to_its_end
 
 TRANSFERS, DISTANT_TRANSFERS = 6, 16
 """Threads for the bytes of uploads and of blobs that are no files: more than a few only help where they wait for others."""
@@ -51,12 +52,7 @@ class Blobs:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call in a thread, to its end even when the request is cancelled."""
-        future = asyncio.get_running_loop().run_in_executor(self._short, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        return await to_its_end(self._short, function, *args, **kwargs)
 
     # Reading
 
@@ -70,8 +66,7 @@ class Blobs:
         """Whole, or the range that is asked for."""
         digest = Digest.parse(part["digest"])
         size = await self.ask(self._storage.size, part["name"], digest)
-        headers = [*VERSION, ("Docker-Content-Digest", digest), ("ETag", f'"{digest}"'), ("Accept-Ranges", "bytes")]
-        headers.append(("Cache-Control", "max-age=31536000"))
+        headers = blob_headers(digest)
         if f'"{digest}"' in request.headers.get("if-none-match", ""):
             return Response(304, headers=headers)
         start, end = wanted_range(request, digest, size)
@@ -268,6 +263,17 @@ def _next(pieces: Iterator[bytes]) -> bytes:
 def created(location: str, digest: Digest, *more: tuple[str, str]) -> Response:
     """201 with where it is."""
     return Response(201, headers=(*VERSION, ("Location", location), ("Docker-Content-Digest", digest), *more))
+
+
+def blob_headers(digest: Digest) -> list[tuple[str, str]]:
+    """Of an answer that carries a blob."""
+    return [
+        *VERSION,
+        ("Docker-Content-Digest", digest),
+        ("ETag", f'"{digest}"'),
+        ("Accept-Ranges", "bytes"),
+        ("Cache-Control", "max-age=31536000"),
+    ]
 
 
 def wanted_range(request: Request, digest: Digest, size: int) -> tuple[int, int]:

@@ -35,7 +35,9 @@ from tare.registry.storage import Storage, busy
 
 if TYPE_CHECKING:
     from tare.api.registry.measures import Health
+    from tare.api.registry.page import WebPage
     from tare.api.registry.token_service import TokenService
+    from tare.registry.upstream import Place, PullThrough
 
 log = logging.getLogger("tare.registry")
 
@@ -79,12 +81,17 @@ class RegistryFace:
         observers: Sequence[Observer] = (),
         tokens: TokenService | None = None,
         health: Health | None = None,
+        through: PullThrough | None = None,
+        page: bool = False,
     ) -> None:
         self.storage = storage
         self.access = access
         self._observers = tuple(observers)
         self._tokens = tokens
         self._health = health
+        self._through = through
+        self._page: WebPage | None = None
+        self._wants_page = page
         self._quotas = Quotas(storage, quotas)
         self._blobs = blobs = Blobs(storage, self._quotas, deletion=deletion, readable=self._readable)
         self._ask, self._run = blobs.ask, blobs.run
@@ -166,8 +173,9 @@ class RegistryFace:
         for expression, kind in _ROUTES:
             match = expression.fullmatch(path)
             if match is not None:
-                exchange.kind, exchange.part = kind, match.groupdict()
-                return await self._repository(exchange, kind, match.groupdict())
+                part = match.groupdict()
+                exchange.kind, exchange.part = kind, part
+                return await self._repository(exchange, kind, part)
         if path in ("/v2/", "/v2"):
             exchange.kind = "base"
             self._only(request, ("GET", "HEAD"))
@@ -185,7 +193,16 @@ class RegistryFace:
         if path in ("/token", "/token/jwks.json") and self._tokens is not None:
             exchange.kind = "token"
             return await self._tokens.handle(exchange)
+        if self._wants_page and (path == "/" or path.startswith("/web/") or path == "/web"):
+            return await self._web_page().handle(exchange)
         raise RegistryError("NAME_UNKNOWN", "no such page: this is a registry, its API lies under /v2/")
+
+    def _web_page(self) -> WebPage:
+        if self._page is None:
+            from tare.api.registry.page import WebPage  # few clients are browsers
+
+            self._page = WebPage(self.storage, self.access, self._blobs)
+        return self._page
 
     async def _repository(self, exchange: Exchange, kind: str, part: dict[str, str]) -> Response | None:
         """A request below a repository's name."""
@@ -197,8 +214,30 @@ class RegistryFace:
         if handler is None:
             self._only(request, tuple(method for route, method in self._handlers if route == kind))
             raise AssertionError("unreachable")
-        self.access.require(request, caller, _RIGHTS.get((kind, request.method), "pull"), name)
-        return await handler(request, part)
+        place = None
+        if self._through is not None and (place := self._through.find(name, self._namespace(request))) is not None:
+            part["name"] = place.name
+        self.access.require(request, caller, _RIGHTS.get((kind, request.method), "pull"), name, part["name"])
+        if place is None:
+            return await handler(request, part)
+        return await self._from_elsewhere(request, kind, part, place, handler)
+
+    @staticmethod
+    def _namespace(request: Request) -> str:
+        """The registry that a containerd client means, when that is not this one."""
+        wanted = request.query.get("ns", "") if "ns=" in request.raw_query else ""
+        return "" if wanted == request.headers.get("host", "") else wanted
+
+    async def _from_elsewhere(self, request: Request, kind: str, part: dict[str, str], place: Place, handler: Handler) -> Response | None:
+        assert self._through is not None
+        if kind == "tags":
+            return self._listing(request, "tags", await self._through.tags(place), {"name": part["name"]})
+        if kind == "referrers":
+            digest = Digest.parse(part["digest"])
+            return self._referrers(request, await self._through.referrers(place, digest))
+        from tare.api.registry.cached import serve_cached
+
+        return await serve_cached(self._through, request, kind, part, place, handler)
 
     async def _identify(self, exchange: Exchange) -> Caller:
         caller = exchange.caller = exchange.request.caller = await self.access.identify(exchange.request)
@@ -269,7 +308,9 @@ class RegistryFace:
         return self._listing(request, "tags", await self._ask(self.storage.tags, part["name"]), {"name": part["name"]})
 
     async def _referrers_get(self, request: Request, part: dict[str, str]) -> Response | None:
-        found = await self._ask(self.storage.referrers, part["name"], Digest.parse(part["digest"]))
+        return self._referrers(request, await self._ask(self.storage.referrers, part["name"], Digest.parse(part["digest"])))
+
+    def _referrers(self, request: Request, found: list[dict[str, Any]]) -> Response:
         headers = list(VERSION)
         wanted = request.query.get("artifactType")
         if wanted:

@@ -13,9 +13,10 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING
 
+from tare.api.metrics import head
 from tare.api.registry.access import Access, host_of, is_loopback
 from tare.api.registry.exchange import AccessLog, AuditLog, Journal, Observer
 from tare.api.registry.face import RegistryFace
@@ -30,8 +31,13 @@ from tare.registry.storage import Storage
 if TYPE_CHECKING:
     from tare.api.registry.settings import Settings
     from tare.api.registry.token_service import TokenService
+    from tare.api.registry.webhooks import Webhooks
+    from tare.registry.upstream import PullThrough
 
 log = logging.getLogger("tare.registry")
+
+EVICT_SECONDS = 3600.0
+"""Between two looks at the size and age of what caches hold."""
 
 
 class RegistryService:
@@ -48,6 +54,7 @@ class RegistryService:
         self._stopped = asyncio.Event()
         self._journals: list[Journal] = []
         self._context: ssl.SSLContext | None = None
+        self._webhooks: Webhooks | None = None
 
     async def __aenter__(self) -> RegistryService:
         await self.start()
@@ -66,12 +73,14 @@ class RegistryService:
 
     async def _start(self) -> None:
         settings = self.settings
-        self.access = Access(settings)
-        self._check_exposure()
         self.storage = storage = self._given or self._closing.enter_context(contextlib.closing(open_storage(settings.root)))
+        self.through = self._pull_through(storage)
+        self.access = Access(settings, self.through.resolve if self.through else str)
+        self._check_exposure()
         self.measures = Measures()
         self.health = Health(storage)
-        self.schedule = Schedule(storage, settings.schedule, settings.retention, settings.state_directory, {})
+        eviction = {"cache": (EVICT_SECONDS, self.through.evict)} if self.through and self.through.evicts else {}
+        self.schedule = Schedule(storage, settings.schedule, settings.retention, settings.state_directory, eviction)
         self.face = RegistryFace(
             storage,
             self.access,
@@ -80,12 +89,31 @@ class RegistryService:
             observers=tuple(self._observers()),
             tokens=self._token_service(),
             health=self.health,
+            through=self.through,
+            page=not settings.page.disabled,
         )
         self._closing.callback(self.face.close)
         self.measures.sources += [self._access_lines, self.schedule.lines]
+        if self.through is not None:
+            self.measures.sources.append(self._cache_lines)
         await self._listen()
-        work = asyncio.create_task(self.schedule.run(), name="registry:schedule")
-        self._closing.push_async_callback(_end, work)
+        self._begin(self.schedule.run())
+        if self._webhooks is not None:
+            self._webhooks.address = self.addresses[0].partition("://")[2]
+            self.measures.sources.append(self._webhooks.lines)
+            self._begin(self._webhooks.run())
+
+    def _begin(self, work: Coroutine[object, object, None]) -> None:
+        self._closing.push_async_callback(_end, asyncio.create_task(work, name="registry:work"))
+
+    def _pull_through(self, storage: Storage) -> PullThrough | None:
+        if not self.settings.cache:
+            return None
+        from tare.api.registry.caches import pull_through
+
+        through = pull_through(self.settings, storage)
+        self._closing.push_async_callback(through.close)
+        return through
 
     def _check_exposure(self) -> None:
         """Nobody writes from afar without a name, unless the settings say so."""
@@ -105,6 +133,12 @@ class RegistryService:
             yield AuditLog(self._journal(given.audit), pulls=given.audit_pulls)
         if given.access:
             yield AccessLog(self._journal(given.access))
+        if self.settings.webhook:
+            from tare.api.registry.webhooks import Webhooks
+
+            self._webhooks = Webhooks(self.settings.webhook, self.storage, self.settings.state_directory)
+            self._closing.push_async_callback(self._webhooks.close)
+            yield self._webhooks
 
     def _journal(self, place: str) -> Journal:
         journal = Journal(place)
@@ -141,6 +175,14 @@ class RegistryService:
         passwords = self.access.passwords
         failures = passwords.failures if passwords else 0
         yield from sample("tare_registry_login_failures_total", "counter", "Wrong passwords", failures)
+
+    def _cache_lines(self) -> Iterator[str]:
+        assert self.through is not None
+        name = "tare_registry_cache_requests_total"
+        yield from head(name, "counter", "Requests for cached repositories, by what was done for them")
+        for (kind, result), number in sorted(self.through.counts.items()):
+            yield f'{name}{{object="{kind}",result="{result}"}} {number}'
+        yield from sample("tare_registry_cache_downloads", "gauge", "Blobs being fetched", self.through.downloading)
 
     def reload(self) -> None:
         """Open the journals again, read certificates, passwords and keys again. What cannot be read stays as it was; it is logged."""

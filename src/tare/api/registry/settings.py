@@ -206,6 +206,8 @@ class Webhook(_Table, frozen=True, kw_only=True):
     actions: tuple[Literal["push", "pull", "delete", "mount"], ...] = ("push", "delete", "mount")
     repositories: Patterns = ("**",)
     timeout: Duration = Duration(10)
+    backoff: Duration = Duration(1)
+    """Before the first repetition; it doubles each time."""
     queue: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     """Events that wait at most; the oldest go first."""
     keep: Duration = Duration(86400)
