@@ -13,7 +13,6 @@ import time
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from docker_calls import UnixConnection
 from engine_world import Daemon
+from raw_requests import call, descriptors, raw
 from tare.wire.container import CreateRequest, ExecCreateRequest, UpdateRequest
 
 pytestmark = [pytest.mark.root]
@@ -58,38 +57,6 @@ def hostile(request: pytest.FixtureRequest, shared_daemon: Daemon) -> Iterator[D
         time.sleep(0.1)
     assert descriptors(shared_daemon) <= before + 2
     assert "Traceback" not in shared_daemon.log[logged:], shared_daemon.log[logged:][-4000:]
-
-
-def descriptors(daemon: Daemon) -> int:
-    assert daemon.process is not None
-    return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
-
-
-def call(daemon: Daemon, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
-    connection = UnixConnection(str(daemon.socket))
-    try:
-        connection.request(method, path, body, {"Content-Type": kind} if body is not None else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-def raw(daemon: Daemon, data: bytes, shut: bool = True) -> bytes:
-    """Send bytes, read until the daemon closes or has nothing to say for a while."""
-    received = b""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
-        sock.connect(str(daemon.socket))
-        try:
-            sock.sendall(data)
-            if shut:
-                sock.shutdown(socket.SHUT_WR)
-            while piece := sock.recv(65536):
-                received += piece
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-    return received
 
 
 def strategy(hint: Any) -> st.SearchStrategy[Any]:

@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 _OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+_PORTS = {
+    "aix": "ppc64", "android": "386 amd64 arm arm64", "darwin": "386 amd64 arm arm64", "dragonfly": "amd64",
+    "freebsd": "386 amd64 arm arm64 riscv64", "illumos": "amd64", "ios": "amd64 arm64", "js": "wasm",
+    "linux": "386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x", "netbsd": "386 amd64 arm arm64",
+    "openbsd": "386 amd64 arm arm64 ppc64 riscv64", "plan9": "386 amd64 arm", "solaris": "amd64", "wasip1": "wasm",
+    "windows": "386 amd64 arm arm64",
+}  # fmt: skip
+"""What Go can be built for: docker takes no other platform into a list."""
+_PLATFORM_KEYS = ("architecture", "os", "os.version", "os.features", "variant")
 _INSECURE: Row = ("insecure", "", "bool", "Accepted for docker's sake: the daemon's --insecure-registry decides")
 
 
@@ -73,7 +82,12 @@ class ManifestList:
         """The list as it is pushed, in docker's own indentation: the same list has the same digest from both tools."""
         import json
 
-        entries = [image["descriptor"] for image in self.images.values()]
+        entries = []
+        for name in sorted(self.images, key=lambda name: name.replace("/", "_").replace(":", "-")):  # as docker's files are called
+            descriptor = self.images[name]["descriptor"]
+            platform = descriptor.get("platform", {})
+            ordered = {key: platform[key] for key in _PLATFORM_KEYS if key in platform}
+            entries.append({**descriptor, "platform": {**ordered, **platform}})
         return json.dumps({"schemaVersion": 2, "mediaType": self.media_type, "manifests": entries}, indent=3, ensure_ascii=False)
 
 
@@ -142,6 +156,9 @@ def _annotate(context: Context, options: Options) -> int:
     for flag, key in (("os", "os"), ("arch", "architecture"), ("variant", "variant"), ("os-version", "os.version")):
         if options.text(flag):
             platform[key] = options.text(flag)
+    wanted = (platform.get("os", ""), platform.get("architecture", ""))
+    if wanted[1] not in _PORTS.get(wanted[0], "").split():
+        raise CliError(f"manifest entry for image has unsupported os/arch combination: {'/'.join(wanted)}")
     features = [feature for value in options.items("os-features") for feature in value.split(",") if feature]
     if features:
         platform["os.features"] = list(dict.fromkeys([*platform.get("os.features", []), *features]))
