@@ -91,6 +91,8 @@ def canonical(command: str) -> str:
         return SHORT_FORMS.get(verb, verb)
     if group == "image" and verb in ("ls", "rm", "build", "history", "import", "load", "pull", "push", "save", "tag"):
         return {"ls": "images", "rm": "rmi"}.get(verb, verb)
+    if command == "builder build":
+        return "build"
     if group == "system" and verb in ("events", "info"):
         return verb
     return {"container inspect": "inspect", "builder build": "build"}.get(command, command)
@@ -193,7 +195,7 @@ def read_tests(evidence: Evidence, routes: list[tuple[str, str]]) -> None:
 
 def command_lines(node: ast.AST) -> Iterator[list[str]]:
     """Calls like ``engine.docker("run", ...)`` and lists like ``[TARE, "-H", host, "run", ...]``."""
-    if isinstance(node, ast.Call) and called(node) in ("docker", "tare", "_tare", "Terminal"):
+    if isinstance(node, ast.Call) and called(node) in ("docker", "tare", "either", "_tare", "Terminal"):
         words = strings(node.args)
         yield words[1:] if called(node) == "Terminal" else words
     elif isinstance(node, ast.List) and len(node.elts) > 1:

@@ -36,22 +36,22 @@ def test_a_list_of_two_platforms(engine: Daemon, registry: str) -> None:
         engine.docker("push", "-q", name)
     target, second = f"{registry}/many:all", names[1]
     pushed = []
-    for run in (engine.docker, engine.tare):
-        said = [run("manifest", "create", "--insecure", target, second, check=False)]
-        said.append(run("manifest", "create", "--insecure", target, names[0], check=False))  # exists already
-        said.append(run("manifest", "create", "--insecure", "--amend", target, names[0], check=False))
+    for either in (engine.docker, engine.tare):
+        said = [either("manifest", "create", "--insecure", target, second, check=False)]
+        said.append(either("manifest", "create", "--insecure", target, names[0], check=False))  # exists already
+        said.append(either("manifest", "create", "--insecure", "--amend", target, names[0], check=False))
         said.append(
-            run("manifest", "annotate", target, second, "--variant", "v8", "--os-version", "5", "--os-features", "a,b", check=False)
+            either("manifest", "annotate", target, second, "--variant", "v8", "--os-version", "5", "--os-features", "a,b", check=False)
         )
-        said.append(run("manifest", "annotate", target, f"{registry}/many:other", "--arch", "arm", check=False))
-        said.append(run("manifest", "annotate", target, second, "--arch", "nothing", "--os", "linux", check=False))
-        said.append(run("manifest", "annotate", target, second, "--arch", "arm64", "--os", "linux", check=False))
-        said.append(run("manifest", "inspect", "--insecure", target, check=False))
-        said.append(run("manifest", "push", "--insecure", "--purge", target, check=False))
-        said.append(run("manifest", "rm", target, check=False))  # purged already
-        said.append(run("manifest", "inspect", "--insecure", "--verbose", names[0], check=False))
-        run("manifest", "create", "--insecure", target, names[0])
-        said.append(run("manifest", "rm", target, check=False))
+        said.append(either("manifest", "annotate", target, f"{registry}/many:other", "--arch", "arm", check=False))
+        said.append(either("manifest", "annotate", target, second, "--arch", "nothing", "--os", "linux", check=False))
+        said.append(either("manifest", "annotate", target, second, "--arch", "arm64", "--os", "linux", check=False))
+        said.append(either("manifest", "inspect", "--insecure", target, check=False))
+        said.append(either("manifest", "push", "--insecure", "--purge", target, check=False))
+        said.append(either("manifest", "rm", target, check=False))  # purged already
+        said.append(either("manifest", "inspect", "--insecure", "--verbose", names[0], check=False))
+        either("manifest", "create", "--insecure", target, names[0])
+        said.append(either("manifest", "rm", target, check=False))
         pushed.append([(done.returncode, done.stdout, re.sub("docker|tare", "", done.stderr)) for done in said])
     for theirs, ours in zip(*pushed, strict=True):
         assert ours == theirs, "\n".join(map(str, (theirs, ours)))
@@ -70,6 +70,6 @@ def test_a_list_of_two_platforms(engine: Daemon, registry: str) -> None:
 @pytest.mark.parametrize("flag", [("--arch", "s390x"), ("--os", "plan9")])
 @pytest.mark.usefixtures("home")
 def test_annotating_what_is_not_there(engine: Daemon, flag: tuple[str, str]) -> None:
-    for run in (engine.docker, engine.tare):
-        done = run("manifest", "annotate", "127.0.0.1:1/none:1", "127.0.0.1:1/image:1", *flag, check=False)
+    for either in (engine.docker, engine.tare):
+        done = either("manifest", "annotate", "127.0.0.1:1/none:1", "127.0.0.1:1/image:1", *flag, check=False)
         assert done.returncode == 1 and done.stderr.strip()

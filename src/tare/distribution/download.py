@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 def address(text: str) -> str:
     """The URL that a user means; without a scheme it is ``http``, as with docker."""
     url = text if "://" in text else f"http://{text}"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InvalidArgument(f'Get "{url}": invalid URL: {error}') from None
     if parts.scheme not in ("http", "https"):
         raise InvalidArgument(f'Get "{url}": unsupported protocol scheme "{parts.scheme}"')
     if not parts.netloc:

@@ -108,8 +108,14 @@ class RegistryPolicy:
 
 
 def hostname(host: str) -> str:
-    """The host part of ``host[:port]``, without brackets."""
-    return urlsplit(f"//{host}").hostname or ""
+    """The host part of ``host[:port]``, without brackets. Raises ``InvalidArgument`` for what is no such thing."""
+    try:
+        parts = urlsplit(f"//{host}")
+        if parts.hostname and parts.netloc == host and "@" not in host and parts.port != 0:
+            return parts.hostname
+    except ValueError:
+        pass
+    raise InvalidArgument(f"invalid registry address {host!r}: HOST or HOST:PORT is expected")
 
 
 def check_insecure(entries: Sequence[str]) -> None:

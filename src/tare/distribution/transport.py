@@ -148,8 +148,11 @@ class Transport:
 
 def explain(error: BaseException, method: str, url: str) -> Unreachable:
     """The error of a request that got no complete answer, in the words of Go's HTTP client."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as wrong:  # a server may have sent us there
+        return Unreachable(f'{_verb(method)} "{url}": invalid URL: {wrong}')
     name = parts.hostname or ""
     address = f"{'127.0.0.1' if name == 'localhost' else name}:{port}"
     kind: type[Unreachable] = Unreachable
@@ -190,8 +193,12 @@ def _origin(url: str) -> tuple[str, str, int]:
 
 
 def _redirect(method: str, url: str, location: str) -> str:
-    target = urljoin(url, location)
-    scheme = urlsplit(target).scheme
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        scheme, _ = parts.scheme, parts.port
+    except ValueError as wrong:
+        raise Upstream(f'{_verb(method)} "{url}": refused redirect to {location}: {wrong}') from None
     if scheme not in ("http", "https") or (scheme == "http" and urlsplit(url).scheme == "https"):
         raise Upstream(f'{_verb(method)} "{url}": refused redirect to {target}')
     return target

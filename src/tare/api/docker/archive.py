@@ -12,7 +12,7 @@ import msgspec
 
 from tare.api.docker.params import boolean, json_response, parse_json
 from tare.containers.commit import CommitRequest
-from tare.errors import InvalidArgument
+from tare.errors import Corrupt, InvalidArgument
 from tare.http.message import Request, Response
 from tare.images.intake import outflow
 from tare.oci.reference import Reference
@@ -57,7 +57,10 @@ class ArchiveHandlers:
     async def put(self, request: Request) -> Response:
         container = self._containers.get(request.params["id"])
         keep_kinds, own = boolean(request, "noOverwriteDirNonDir"), boolean(request, "copyUIDGID")
-        await self._archives.write(container, _path(request), request.chunks(), keep_kinds=keep_kinds, own=own)
+        try:
+            await self._archives.write(container, _path(request), request.chunks(), keep_kinds=keep_kinds, own=own)
+        except Corrupt as error:  # the client's archive is, not ours
+            raise InvalidArgument(str(error)) from None
         return Response(200)
 
     async def export(self, request: Request) -> None:
