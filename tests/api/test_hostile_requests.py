@@ -6,13 +6,16 @@ examples is small by default; ``TARE_FUZZ=5000`` makes a long round of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -224,3 +227,48 @@ def test_pipelined_requests_are_answered_in_order(hostile: Daemon) -> None:
     data = b"".join(f"GET {path} HTTP/1.1\r\nHost: d\r\n\r\n".encode() for path in paths)
     answer = raw(hostile, data)
     assert [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 200, 404, 200]
+
+
+def test_followers_of_a_flood_hold_nobody_up(hostile: Daemon) -> None:
+    """Thirty clients take as much of a flooding container's log as they can get; others are answered, and memory stays flat."""
+    script = "while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done"
+    limits = ["--log-opt", "max-size=5m", "--log-opt", "max-file=2"]
+    hostile.docker("run", "-d", "--name", "flood", *limits, "busybox", "sh", "-c", script)
+    before = resident(hostile)
+    followers = []
+    for _ in range(30):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(hostile.socket))
+        sock.sendall(b"GET /containers/flood/logs?stdout=1&follow=1 HTTP/1.1\r\nHost: d\r\n\r\n")
+        sock.setblocking(False)
+        followers.append(sock)
+    done = threading.Event()
+
+    def take() -> None:
+        while not done.wait(0.002):
+            for sock in followers:
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(1 << 16)
+
+    reader = threading.Thread(target=take)
+    reader.start()
+    try:
+        time.sleep(1)
+        waits = []
+        for _ in range(9):
+            started = time.monotonic()
+            assert call(hostile, "GET", "/_ping")[0] == 200
+            waits.append(time.monotonic() - started)
+    finally:
+        done.set()
+        reader.join()
+        for sock in followers:
+            sock.close()
+        hostile.docker("rm", "-f", "flood")
+    assert sorted(waits)[4] < 1, waits
+    assert resident(hostile) - before < 32 << 20
+
+
+def resident(daemon: Daemon) -> int:
+    assert daemon.process is not None
+    return int(Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]  # fmt: skip
 
-ROUNDS = int(os.environ.get("TARE_FUZZ", "6"))
+ROUNDS = int(os.environ.get("TARE_FUZZ", "5"))
 """Requests per operation."""
 WORDS = (
     "", "/", "..", "../../etc/passwd", "fuzz", "busybox", "fuzz:1", "host", "container:fuzz", "a" * 300, "%00", "\0", "x\ny", "%s", "-1",
@@ -222,6 +222,5 @@ def test_every_operation_takes_anything(target: Daemon) -> None:
                 found += [f"{shown}: {text}" for text in wrong(template, status, answer, operation, swagger)]
                 if template == "/containers/create" and status == 201:
                     call(target, "DELETE", f"/containers/{json.loads(answer)['Id']}?force=1&v=1")
-        target.remove_all()
     assert call(target, "GET", "/_ping")[0] == 200
     assert not found, "\n".join(found)

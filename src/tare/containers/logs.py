@@ -8,7 +8,11 @@ k, the next file to read is number k-1. A file that was compressed meanwhile nam
 only, but a read may end inside one, so the unfinished rest is carried over to the next read.
 
 The reader runs on the event loop: the files are in the page cache or close to it, reads are bounded (``CHUNK``), and between
-two of them the consumer awaits its client. Only compressed files are unpacked in a thread.
+two of them the consumer awaits its client. Readers take turns (``turns``): one chunk in each round of the event loop, however many of
+them follow a container that floods its log, so that whoever asks for anything else waits for a millisecond. Only compressed files are
+unpacked in a thread.
+
+What a reader holds while its client does not read is one batch, which its consumer has turned into bytes and emptied.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from typing import NamedTuple
 from tare.containers.logformats import FORMATS, STDERR, Line
 from tare.linux import inotify
 
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 _HEADER = 64
 _TRIES = 20
 _PACKED_CHUNK = 64 * 1024
@@ -61,16 +65,30 @@ def padded_time(text: str) -> str:
     return f"{whole}.{fraction.ljust(9, '0')}Z"
 
 
+class Turns:
+    """One of all who share it does its work in a round of the event loop; the others wait in line. The work itself does not await."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().call_soon(self._lock.release)  # not yet: who is next would go on in this very round
+
+
 class LogReader:
     """Reads one container's log files."""
 
-    def __init__(self, path: Path, max_file: int = 1, driver: str = "json-file") -> None:
+    def __init__(self, path: Path, max_file: int = 1, driver: str = "json-file", turns: Turns | None = None) -> None:
         self._path = path
         self._max_file = max(1, max_file)
         self._format = FORMATS[driver]
+        self._turns = turns or Turns()
 
     async def read(self, query: LogQuery, ended: Awaitable[object] | None = None) -> AsyncIterator[list[Line]]:
-        """Batches of lines, oldest first. With ``follow`` goes on until ``ended`` is done and all is read."""
+        """Batches of lines, oldest first; each belongs to the consumer. With ``follow`` goes on until ``ended`` is done and all is read."""
         remaining: int | None = None
         state = _State()
         watch = _Watch(self._path.parent, ended) if query.follow and ended is not None else None
@@ -79,12 +97,10 @@ class LogReader:
             while True:
                 # Whether the writer has ended is asked before reading: what it wrote last is then surely read.
                 last = watch is None or watch.ended
-                async for batch in self._available(state, query):
-                    if chosen := self._select(batch, query, state):
+                while (chosen := await self._available(state, query)) is not None:
+                    if chosen:
                         yield chosen
-                    if state.finished:
-                        return
-                if last:
+                if last or state.finished:
                     return
                 assert watch is not None
                 if query.until:
@@ -134,22 +150,23 @@ class LogReader:
             if tail <= 0 or index == len(files) - 1:
                 return
 
-    async def _available(self, state: _State, query: LogQuery) -> AsyncIterator[list[bytes]]:
-        """What can be read now, over as many files as there are."""
+    async def _available(self, state: _State, query: LogQuery) -> list[Line] | None:
+        """The next lines that can be read now, in whichever file they are; None when there are none."""
         while state.fd >= 0 or await state.open(self._path):
             limit = CHUNK
             if query.end is not None and state.inode == query.end[0]:
                 limit = min(limit, query.end[1] - state.offset)
                 if limit <= 0:
                     state.finished = True
-                    return
-            data = os.pread(state.fd, limit, state.offset)
-            if data:
-                state.offset += len(data)
-                records, state.rest = self._format.split(state.rest + data)
-                yield records
-            elif not await self._advance(state):
-                return
+                    return None
+            async with self._turns:
+                if data := os.pread(state.fd, limit, state.offset):
+                    state.offset += len(data)
+                    records, state.rest = self._format.split(state.rest + data)
+                    return self._select(records, query, state)
+            if not await self._advance(state):
+                return None
+        return None
 
     async def _advance(self, state: _State) -> bool:
         """At a file's end: go on to the next newer file, if there is one."""

@@ -76,7 +76,10 @@ async def stream_logs(containers: Containers, container: Container, request: Req
         async with request.until_disconnected():
             async for lines in containers.log_reader(container).read(query, ended):
                 chosen = _dressed(lines, timestamps, details)
-                await stream.write(b"".join(line.data for line in chosen) if tty else frames(chosen))
+                data = b"".join(line.data for line in chosen) if tty else frames(chosen)
+                lines.clear()
+                chosen.clear()
+                await stream.write(data)
     except ClientDisconnected:
         pass
 
