@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -81,7 +84,12 @@ def test_content_of_the_image_fills_a_volume_with_its_owners(engine: Daemon, tmp
     host = sorted(os.listdir("/etc"))
     engine.docker("run", "--rm", "-v", "v2:/esc/made-by-a-test", "filled", "true")
     assert sorted(os.listdir("/etc")) == host
-    engine.docker("volume", "rm", "v1", "v2", "own")
+    # the image's link leads to its own /etc, never to the host's (CVE-2022-23648)
+    own = engine.docker("run", "--rm", "filled", "ls", "/etc").stdout.split()
+    engine.docker("run", "--rm", "-v", "v3:/esc", "filled", "true")
+    copied = engine.docker("run", "--rm", "-v", "v3:/d", "filled", "ls", "/d").stdout.split()
+    assert "not-executable" in copied and set(copied) <= {*own, "made-by-a-test"} and "debian_version" not in copied
+    engine.docker("volume", "rm", "v1", "v2", "v3", "own")
     engine.docker("rmi", "filled")
 
 
@@ -92,6 +100,80 @@ def test_subpaths_cannot_leave_the_volume(engine: Daemon) -> None:
     for path, text in (("out", "it leads out of the volume"), ("none", "no such file or directory")):
         assert text in engine.docker("run", "--rm", "--mount", mount + path, "busybox", "true", check=False).stderr
     engine.docker("volume", "rm", "sub")
+
+
+def test_a_path_in_a_volume_that_changes_all_the_time_leads_nowhere_else(engine: Daemon) -> None:
+    """CVE-2021-30465 for subpaths: a container swaps a directory and a link to the host's /etc while others mount it."""
+    swap = (
+        "mkdir -p /d/a /d/b; echo mine > /d/a/debian_version; ln -s /etc /d/b/l; mv /d/a /d/in; while :; do mv /d/in /d/x; mv /d/b/l /d/in;"
+    )
+    swap += " mv /d/in /d/b/l; mv /d/x /d/in; done"
+    engine.docker("run", "-d", "--name", "swapper", "-v", "swapped:/d", "busybox", "sh", "-c", swap)
+    for _ in range(8):
+        mount = "type=volume,source=swapped,target=/m,volume-subpath=in"
+        read = engine.docker("run", "--rm", "--mount", mount, "busybox", "cat", "/m/debian_version", check=False)
+        assert read.stdout in ("", "mine\n")
+    archive = engine.tare("volume", "export", "swapped", text=False).stdout
+    assert Path("/etc/debian_version").read_bytes() not in archive
+    engine.docker("rm", "-f", "swapper")
+    engine.docker("volume", "rm", "swapped")
+
+
+def test_an_imported_archive_stays_in_its_volume(engine: Daemon, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    hostile: list[list[tuple[str, bytes, str]]] = [
+        [("../../evil", tarfile.REGTYPE, "")],
+        [("l", tarfile.SYMTYPE, str(outside)), ("l/evil", tarfile.REGTYPE, "")],
+        [("h", tarfile.LNKTYPE, "../../../../../../../../etc/passwd")],
+        [(f"{outside}/evil", tarfile.REGTYPE, "")],
+        [("a", tarfile.SYMTYPE, "."), ("a/../../../evil", tarfile.REGTYPE, "")],
+    ]
+    passwd = Path("/etc/passwd").read_bytes()
+    for number, entries in enumerate(hostile):
+        archive = tmp_path / f"{number}.tar"
+        with tarfile.open(archive, "w") as tar:
+            for name, kind, target in entries:
+                entry = tarfile.TarInfo(name)
+                entry.type, entry.linkname = kind, target
+                tar.addfile(entry, io.BytesIO())
+        engine.tare("volume", "import", f"hostile{number}", str(archive), check=False)
+    assert list(outside.iterdir()) == [] and Path("/etc/passwd").read_bytes() == passwd
+    assert all("/data/volumes/hostile" in str(path) for path in engine.root.rglob("evil*"))
+    engine.docker("volume", "prune", "-af")
+
+
+def test_what_a_mount_may_do(engine: Daemon, tmp_path: Path) -> None:
+    """Read-only throughout, not recursive, propagated, made or demanded, inherited: as docker's flags say."""
+    (tmp_path / "sub").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tare-test", tmp_path], check=True)
+    try:
+        (tmp_path / "sub").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tare-test", tmp_path / "sub"], check=True)
+        subprocess.run(["mount", "--make-rshared", tmp_path], check=True)
+        script = "touch /m/x && echo out; touch /m/sub/x && echo in; grep -c ' /m/sub ' /proc/mounts; grep ' /m ' /proc/self/mountinfo"
+
+        def shown(options: str) -> str:
+            mount = f"type=bind,source={tmp_path},target=/m{options}"
+            return engine.docker("run", "--rm", "--mount", mount, "busybox", "sh", "-c", script, check=False).stdout
+
+        assert shown("").startswith("out\nin\n1\n") and "shared:" not in shown("")
+        assert shown(",readonly").startswith("1\n")
+        assert shown(",readonly,bind-recursive=readonly,bind-propagation=rprivate").startswith("1\n")
+        assert shown(",readonly,bind-recursive=writable").startswith("in\n1\n")
+        assert shown(",bind-recursive=disabled").startswith("out\nin\n0\n")
+        assert "shared:" in shown(",bind-propagation=rshared") and "master:" in shown(",bind-propagation=rslave")
+        engine.docker("create", "--name", "lender", "-v", f"{tmp_path}:/m:ro,z", "-v", "lent:/v", "--tmpfs", "/t", "busybox", "true")
+        lent = engine.docker("run", "--rm", "--volumes-from", "lender:ro", "busybox", "sh", "-c", "touch /v/x /m/x; ls -d /t", check=False)
+        assert lent.stderr.count("Read-only file system") == 2 and "/t: No such file" in lent.stderr
+        engine.docker("run", "--rm", "-v", f"{tmp_path}/new:/m", "busybox", "true")
+        assert (tmp_path / "new").is_dir()
+        demanded = engine.docker("run", "--rm", "--mount", f"type=bind,source={tmp_path}/none,target=/m", "busybox", "true", check=False)
+        assert "bind source path does not exist" in demanded.stderr and not (tmp_path / "none").exists()
+    finally:
+        engine.docker("rm", "-f", "lender", check=False)
+        engine.docker("volume", "rm", "lent", check=False)
+        subprocess.run(["umount", "-R", "-l", tmp_path], check=True)
 
 
 def test_outer_mounts_come_first_and_the_engines_files_stay_visible(engine: Daemon) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -123,6 +124,92 @@ def _open_loopback(gateway: str) -> None:
     Path("/proc/sys/net/ipv4/conf/eth0/route_localnet").write_text("1")
     subprocess.run(["ip", "addr", "del", "127.0.0.1/8", "dev", "lo"], check=True)
     subprocess.run(["ip", "route", "add", "127.0.0.0/8", "via", gateway], check=True)
+
+
+async def sctp(root: Path) -> None:
+    """A published SCTP port (an INIT by hand: the kernel need not have the protocol)."""
+    outside = build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    connection = await engine.networks.connect(cid(1), "web", bindings=[PortBinding(80, "sctp", "", 8080, 8080)])
+    assert [(port.key, port.host_port) for port in connection.ports] == [("80/sctp", 8080)]
+    web = attach(connection)
+    chunk = bytes.fromhex("01000014 00000001 00010000 0001 0001 00000001")
+    with raw(web) as receiver, raw(outside) as sender:
+        sender.sendto(sctp_packet(5000, 8080, chunk), (HOST, 0))
+        data, peer = receiver.recvfrom(4096)
+    payload = data[(data[0] & 15) * 4 :]
+    assert peer[0] == OUTSIDE and payload[:4] == struct.pack("!HH", 5000, 80) and payload == sctp_packet(5000, 80, chunk)
+    await engine.networks.disconnect(cid(1))
+    await engine.close()
+
+
+def raw(where: Namespace) -> socket.socket:
+    made = where.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP))
+    made.settimeout(3)
+    return made
+
+
+def sctp_packet(source: int, target: int, chunk: bytes) -> bytes:
+    """RFC 9260: ports, verification tag, CRC-32C, one chunk."""
+    head = struct.pack("!HHI", source, target, 0)
+    crc = 0xFFFFFFFF
+    for byte in head + bytes(4) + chunk:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return head + struct.pack("<I", crc ^ 0xFFFFFFFF) + chunk
+
+
+async def over_two_machines(root: Path) -> None:
+    """A network with a VXLAN peer: containers reach the other machine's, with their own addresses; a deleted link is made again."""
+    outside = build_outside()
+    there = "10.99.0.200"
+
+    def other_machine() -> None:
+        with Route() as route:
+            route.add_vxlan("vx0", 42, HOST, 4789, local=OUTSIDE)
+            index = route.link("vx0").index
+            route.add_address(index, f"{there}/24")
+            route.set_link(index, up=True)
+
+    outside.run(other_machine)
+    engine = Engine(root)
+    await engine.networks.start()
+    options = {"tare.vxlan.peer": OUTSIDE, "tare.vxlan.id": "42"}
+    wide = await engine.networks.create(NewNetwork("wide", subnets=[Subnet("10.99.0.0/24", "", "10.99.0.0/25")], options=options))
+    connection = await engine.networks.connect(cid(1), "web", network="wide")
+    assert connection.mtu == 1450
+    web = attach(connection)
+    servers = [Server(web, 80), Server(outside, 80, host=there)]
+
+    def both_ways() -> None:
+        assert ask_tcp(web, there, 80) == connection.address
+        assert ask_tcp(outside, connection.address, 80) == there
+
+    await asyncio.to_thread(both_ways)
+    link = f"vx-{wide.id[:12]}"
+    for name in (link, wide.bridge):
+        with Route() as route:
+            route.delete_link(route.link(name).index)
+        for _ in range(100):
+            if {link, wide.bridge} <= link_names():
+                break
+            await asyncio.sleep(0.05)
+    with Route() as route:
+        route.set_link(route.link(connection.host_link).index, master=route.link(wide.bridge).index)
+    await asyncio.to_thread(both_ways)
+    await engine.networks.disconnect(cid(1))
+    await engine.networks.remove("wide")
+    for bad, text in (({"tare.vxlan.id": "1"}, "need a peer"), ({**options, "tare.vxlan.id": "0"}, "1 to 16777215")):
+        try:
+            await engine.networks.create(NewNetwork("bad", options=bad))
+            raise AssertionError("accepted")
+        except InvalidArgument as error:
+            assert text in str(error)
+    await engine.close()
+    assert not {link, wide.bridge} & link_names()
+    del servers
 
 
 async def hairpin(root: Path) -> None:

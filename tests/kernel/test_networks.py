@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
         "traffic",
         "ipv6_traffic",
         "hairpin",
+        "sctp",
+        "over_two_machines",
         "conflicts",
         "restore",
         "daemons",
