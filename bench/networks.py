@@ -1,4 +1,5 @@
-"""What networks cost: published ports and networked containers by number, DNS answers, throughput beside a plain veth pair, set-up."""
+"""What networks cost: published ports and networked containers by number, DNS answers, throughput beside a plain veth pair, set-up; and the
+same of dockerd's, as far as it can be asked from outside."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "tests" / "kernel"), str(HERE.parent / "src")]
+sys.path[:0] = [str(HERE.parent / "tests" / "kernel"), str(HERE.parent / "tests"), str(HERE.parent / "src")]
 
-SECONDS = 1.0
-ROUNDS = 5
+SECONDS = 0.5
+ROUNDS = 9
+PEER_PORTS = 20
 PORTS = 1000
 CONTAINERS = 200
 QUERIES = 20000
@@ -32,6 +34,50 @@ def main() -> None:
         raise SystemExit(subprocess.run(["unshare", "-n", sys.executable, __file__], env=environment, check=False).returncode)
     with tempfile.TemporaryDirectory(prefix="tare-bench-") as directory:
         asyncio.run(measure(Path(directory)))
+    from dockerd_world import DOCKERD, dockerd
+
+    if DOCKERD.exists():
+        with dockerd() as path:
+            measure_dockerd(path)
+
+
+def measure_dockerd(path: str) -> None:
+    """A container of dockerd's with published ports, and another that asks for its name and receives from it."""
+    from networks_world import Namespace
+
+    class Container(Namespace):
+        """The network namespace of a running container."""
+
+        def __init__(self, *flags: str) -> None:
+            name = docker("run", "-d", "--network", "net", *flags, "busybox", "sleep", "1000")
+            self.fd = os.open(f"/proc/{docker('inspect', '-f', '{{.State.Pid}}', name)}/ns/net", os.O_RDONLY)
+            self.address = docker("inspect", "-f", "{{.NetworkSettings.Networks.net.IPAddress}}", name)
+
+    def docker(*arguments: str) -> str:
+        done = subprocess.run(["docker", "-H", f"unix://{path}", *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    docker("network", "create", "net")
+    before = proxies()
+    one = Container("--name", "c7", "-p", f"20000-{20000 + PEER_PORTS - 1}:20000-{20000 + PEER_PORTS - 1}")
+    line(f"dockerd: processes for {PEER_PORTS} published ports", str(proxies() - before))
+    two = Container()
+    answers, late = questions(two, "c7", PEERS)
+    line(f"dockerd: DNS, {PEERS} clients asking at once", f"{answers:.0f} answers/s, p99 {late:.2f} ms")
+    rates = [throughput(one.run, two.run, one.address) for _ in range(ROUNDS)]
+    line("dockerd: container to container", f"{statistics.median(rates):.1f} Gbit/s")
+    docker("rm", "-f", *docker("ps", "-aq").split())
+
+
+def proxies() -> int:
+    """How many processes of docker-proxy there are."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            count += b"docker-proxy" in (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+    return count
 
 
 async def measure(root: Path) -> None:
@@ -132,10 +178,10 @@ async def measure(root: Path) -> None:
             runs["plain veth"].append(await asyncio.to_thread(throughput, right.run, left.run, "10.255.0.2"))
             runs["container to container"].append(await asyncio.to_thread(throughput, inside[1].run, inside[0].run, second.address))
             runs["host to container"].append(await asyncio.to_thread(throughput, inside[0].run, lambda action: action(), first.address))
-        plain = statistics.median(runs["plain veth"])
         for name, rates in runs.items():
             rate = statistics.median(rates)
-            line(f"{name}{condition}", f"{rate:.1f} Gbit/s ({100 * rate / plain:.0f} %; to be 95 %)")
+            share = statistics.median(each / beside for each, beside in zip(rates, runs["plain veth"], strict=True))
+            line(f"{name}{condition}", f"{rate:.1f} Gbit/s ({100 * share:.0f} % of the plain pair's just before; to be 95 %)")
     for connection in connections:
         await networks.disconnect(connection.container_id)
     inside.clear()
