@@ -22,20 +22,26 @@ class Pattern:
         self.excludes = excludes
         self._names: list[re.Pattern[str] | None] = []
         """An expression for each name; None spans any number of directories."""
-        for name in text.split("/"):
-            # "**.txt" spans directories and then wants "*.txt"; "a**b" is "a*b" within one name.
-            if name.startswith(_SPANS):
+        self._states: _States | None = None
+        """For the rare pattern with ``**`` inside a name, which spans directories there too."""
+        names = text.split("/")
+        if names[0].startswith(_SPANS) and names[0] != _SPANS and not any(char in text[2:] for char in "*?[\\"):
+            names = [_SPANS, names[0][1:], *names[1:]]  # "**.txt" is whatever ends so
+        for name in names:
+            if name == _SPANS:
                 if not self._names or self._names[-1] is not None:
                     self._names.append(None)
-                if name != _SPANS:
-                    self._names.append(name_pattern(name[1:]))
             else:
                 self._names.append(name_pattern(name))
+        if any(_SPANS in name and name != _SPANS for name in names):
+            self._states = _States(text)
         if self._names[-1] is None:
             self._names.append(re.compile(".*", re.DOTALL))
 
     def matches(self, parts: list[str]) -> bool:
         """Whether it matches this path or a directory above it."""
+        if self._states is not None:
+            return self._states.matches("/".join(parts))
         at = resume = 0
         wanted, span = 0, -1
         while wanted < len(self._names):
@@ -54,12 +60,72 @@ class Pattern:
 
     def may_reach_below(self, parts: list[str]) -> bool:
         """Whether it may match something below this directory."""
+        if self._states is not None:
+            return True
         for expression, part in zip(self._names, parts, strict=False):
             if expression is None:
                 return True
             if not expression.fullmatch(part):
                 return False
         return True
+
+
+class _States:
+    """A pattern as Docker matches it, character by character: ``**``, with the slash behind it, stands for ``(.*/)?`` wherever it is.
+
+    All the ways to match are followed at the same time, so the time is linear here too.
+    """
+
+    _ANY, _STAR, _SPAN, _REST = object(), object(), object(), object()
+
+    def __init__(self, text: str) -> None:
+        self._tokens: list[object] = []
+        at = 0
+        while at < len(text):
+            if text.startswith(_SPANS, at):
+                at += 2
+                at += text[at : at + 1] == "/"
+                self._tokens.append(self._SPAN if at < len(text) else self._REST)
+                continue
+            if text[at] in "*?":
+                self._tokens.append(self._STAR if text[at] == "*" else self._ANY)
+            elif text[at] == "[":
+                at, expression = _character_class(text, at)
+                self._tokens.append(re.compile(expression))
+                continue
+            else:
+                at += text[at] == "\\"
+                self._tokens.append(text[at])
+            at += 1
+
+    def _reach(self, found: set[int]) -> set[int]:
+        """With what may stand for nothing passed over."""
+        waiting = list(found)
+        while waiting:
+            at = waiting.pop()
+            if at < len(self._tokens) and self._tokens[at] in (self._STAR, self._SPAN, self._REST) and at + 1 not in found:
+                found.add(at + 1)
+                waiting.append(at + 1)
+        return found
+
+    def matches(self, path: str) -> bool:
+        """Whether it matches this path or a directory above it."""
+        end = len(self._tokens)
+        states, inside = self._reach({0}), set[int]()
+        """``inside``: spans that have begun and not come to a slash yet."""
+        for char in path:
+            if char == "/" and end in states:
+                return True
+            inside |= {at for at in states if at < end and self._tokens[at] is self._SPAN}
+            following = {at + 1 for at in inside} if char == "/" else set()
+            for at in states:
+                token = self._tokens[at] if at < end else None
+                if (token is self._STAR and char != "/") or token is self._REST:
+                    following.add(at)
+                elif (token is self._ANY and char != "/") or token == char or (isinstance(token, re.Pattern) and token.fullmatch(char)):
+                    following.add(at + 1)
+            states = self._reach(following)
+        return end in states
 
 
 class Patterns:

@@ -45,6 +45,12 @@ class Voice:
         async with self._lock:
             await self._say(message)
 
+    def aside(self) -> Voice:
+        """The voice of a stage that this one waits for."""
+        other = Voice(self._say if self.traced else self.say, traced=self.traced)
+        other._turn.set()
+        return other
+
     def begin_step(self, key: str, name: str) -> Vertex:
         """The step that is told about from now on."""
         self.vertex = Vertex(self._say, key, name)

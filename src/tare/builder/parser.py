@@ -14,7 +14,7 @@ from typing import Any
 
 from tare.builder import instructions as ins
 from tare.builder.errors import DockerfileError
-from tare.builder.flags import parse_flags, parse_mount, split_flags
+from tare.builder.flags import FLAGS, parse_flags, parse_mount, split_flags
 from tare.builder.source import Line, Source, raw_words
 from tare.errors import InvalidArgument
 
@@ -67,7 +67,7 @@ class _Parser:
         except InvalidArgument as error:
             if isinstance(error, DockerfileError):
                 raise
-            raise self._source.fail(str(error), line.line, _hint(str(error)), line.end) from None
+            raise self._source.fail(str(error), line.line, _hint(str(error), self._keyword), line.end) from None
 
     def _parse(self, text: str) -> ins.Instruction:
         keyword, _, rest = _partition(text)
@@ -337,8 +337,18 @@ _HINTS = (
     ("FROM requires", "FROM IMAGE [AS NAME]"),
     ("Destination could not", "the last argument is where the others are copied to"),
     ("target is required", "for example --mount=type=cache,target=/root/.cache"),
+    ("invalid name for build stage", "a name begins with a letter; letters, digits, dots, dashes and underscores follow"),
+    ("missing a value on flag", "flags are written --name=value"),
+    ("expecting boolean value", "a switch is written --name, --name=true or --name=false"),
+    ("must have two arguments", "NAME=VALUE"),
+    ("comprised of strings only", "every word stands in double quotes"),
+    ("invalid duration", "for example 500ms, 30s or 1m30s"),
+    ("invalid value for size", "for example 64m or 1g"),
 )
 
 
-def _hint(message: str) -> str:
+def _hint(message: str, keyword: str) -> str:
+    if "unknown flag" in message:
+        known = FLAGS.get(keyword)
+        return f"flags of {keyword} are {', '.join(f'--{name}' for name in known)}" if known else f"{keyword} takes no flags"
     return next((hint for part, hint in _HINTS if part in message), "")

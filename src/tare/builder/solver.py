@@ -140,8 +140,17 @@ class Build:
 
     async def _stage(self, work: StageBuild) -> ImageConfig:
         for index in sorted(work.stage.depends_on):
-            await asyncio.shield(self._results[index])
+            await self._finished(index, work.voice)
         return await work.run()
+
+    async def _finished(self, index: int, voice: Voice) -> ImageConfig:
+        """A stage's result. One that only a trigger (ONBUILD) of a base image asks for begins now, and speaks through the asker."""
+        if index not in self._results:
+            stage = self.graph.every[index]
+            work = StageBuild(self, stage, voice.aside(), self.total_steps + 1)
+            self.total_steps += 1 + len(stage.instructions)
+            self._results[index] = asyncio.create_task(self._stage(work), name=f"stage {index}")
+        return await asyncio.shield(self._results[index])
 
     # -- what stages ask ----------------------------------------------------------------------------------------------------------------
 
@@ -271,7 +280,7 @@ class Build:
             return (await self.contexts.layer(reference),)
         index = self.graph.stage_of(reference, stage.index)
         if index is not None and self.contexts.find(reference) is None:
-            return tuple(self._results[index].result().diff_ids)
+            return tuple((await self._finished(index, voice)).diff_ids)
         if reference.lower() == SCRATCH:
             return ()
         return (await self.image(reference, stage.platform, voice)).diff_ids

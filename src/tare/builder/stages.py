@@ -54,6 +54,8 @@ class BuildGraph:
     """TARGETPLATFORM and its like: likewise."""
     named: dict[str, int] = field(default_factory=dict)
     """Index of a stage by its name in lower case."""
+    every: tuple[Stage, ...] = ()
+    """All stages by index: the ONBUILD of a base image may ask for one that the file itself does not need."""
 
     def stage_of(self, reference: str, before: int) -> int | None:
         """The index of the stage that ``--from=reference`` means in stage ``before``; None when it is an image or a context."""
@@ -89,7 +91,7 @@ def plan(dockerfile: ins.Dockerfile, build_args: Mapping[str, str] | None = None
     needed = _needed(stages, chosen)
     kept = tuple(stage for stage in stages if stage.index in needed)
     names = {stage.name: stage.index for stage in stages if stage.name}
-    return BuildGraph(dockerfile, kept, stages[chosen], args, platforms, names)
+    return BuildGraph(dockerfile, kept, stages[chosen], args, platforms, names, tuple(stages))
 
 
 def platform_arguments(target: str) -> dict[str, str]:
