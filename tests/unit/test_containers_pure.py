@@ -37,11 +37,6 @@ def test_empty_entrypoint_resets_the_image_entrypoint() -> None:
     assert (merged.entrypoint, merged.cmd) == (None, ["sh"])
 
 
-def test_a_container_needs_a_command() -> None:
-    with pytest.raises(InvalidArgument, match="no command specified"):
-        merge(Config(), Config())
-
-
 def test_string_commands_are_lists_of_one() -> None:
     assert merge(Config(cmd="ls"), None).cmd == ["ls"]
 

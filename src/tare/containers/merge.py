@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tare.errors import InvalidArgument
 from tare.wire.container import Config, Healthcheck
 
 
@@ -16,17 +15,12 @@ def as_list(value: list[str] | str | None) -> list[str] | None:
 
 
 def merge(config: Config, image: Config | None) -> Config:
-    """The effective config: the container's own values win, maps and environments are united.
-
-    Raises ``InvalidArgument`` when neither names a command.
-    """
+    """The effective config: the container's own values win, maps and environments are united."""
     merged = msgspec.structs.replace(config, cmd=as_list(config.cmd), entrypoint=as_list(config.entrypoint))
     if image is not None:
         _merge_image(merged, image)
     if merged.entrypoint == [""]:
         merged.entrypoint = None
-    if not merged.entrypoint and not merged.cmd:
-        raise InvalidArgument("no command specified")
     return merged
 
 

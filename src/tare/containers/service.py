@@ -251,6 +251,9 @@ class Containers:
         self._default_hostname(config, host, container_id)
         networks = self._networks_of(request, host)
         self.launcher.check(host)
+        command = [*(config.entrypoint or ()), *(config.cmd or ())]
+        if not command:
+            raise InvalidArgument("no command specified")
         record = Record(
             id=container_id,
             name=name,
@@ -263,7 +266,6 @@ class Containers:
             driver=self.launcher.storage_driver,
             mounts=resolve_mounts(host, config.volumes or {}, self._inherited_mounts(host), str(self._config.data_root)),
         )
-        command = [*(config.entrypoint or ()), *(config.cmd or ())]
         record.path, record.args = command[0], command[1:]
         container = Container(record)
         await self._materialise(container)
