@@ -7,7 +7,20 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ORDER = ("cli_start", "containers", "start_path", "pull", "push", "archives", "layer_index", "http_server", "api", "networks", "registry")
+ORDER = (
+    "cli_start",
+    "containers",
+    "start_path",
+    "pull",
+    "push",
+    "archives",
+    "layer_index",
+    "http_server",
+    "api",
+    "networks",
+    "registry",
+    "builder",
+)
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from tare.cli.flags import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from tare.cli.buildcontext import Directory
@@ -96,7 +96,6 @@ class _Plan:
 
 def _build(context: Context, options: Options) -> int:
     from tare.cli import buildshow
-    from tare.cli.buildsession import Agents
 
     progress = options.text("progress") if "progress" in options.given else os.environ.get("BUILDKIT_PROGRESS", "") or "auto"
     if progress not in ("auto", "plain", "tty", "quiet", "none", "rawjson"):
@@ -106,7 +105,7 @@ def _build(context: Context, options: Options) -> int:
     plan, quiet = _Plan(options), options.on("quiet")
     source, query = _context(options), _query(options)
     client = context.client
-    with Agents(plan.agents) as agents:
+    with _agents(plan) as agents:
         session, pieces = _open(client, plan, source, compress=options.on("compress"))
         display = buildshow.chosen(progress, quiet=quiet or bool(plan.document["Call"]))
         for name, directory in plan.uploads.items():
@@ -117,6 +116,24 @@ def _build(context: Context, options: Options) -> int:
         finally:
             response.close()
     return _finish(options, plan, image)
+
+
+class _NoAgents:
+    """Nobody's agents: nothing has to be loaded for them."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _agents(plan: _Plan) -> Agents | _NoAgents:
+    if not plan.agents:
+        return _NoAgents()
+    from tare.cli.buildsession import Agents
+
+    return Agents(plan.agents)
 
 
 def _finish(options: Options, plan: _Plan, image: str) -> int:
@@ -171,7 +188,7 @@ def _open(client: Client, plan: _Plan, source: Directory | Iterator[bytes], *, c
 class _Follower:
     """What a build's messages do on this side."""
 
-    def __init__(self, plan: _Plan, display: Quiet, agents: Agents, session: str) -> None:
+    def __init__(self, plan: _Plan, display: Quiet, agents: Agents | None, session: str) -> None:
         self.plan = plan
         self.display = display
         self.agents = agents
@@ -195,11 +212,12 @@ class _Follower:
             sys.stdout.flush()
 
     def _own(self, client: Client, document: dict[str, Any]) -> None:
-        from tare.cli.buildsession import fetch, unpack_into
-
         if "agent" in document:
+            assert self.agents is not None
             self.agents.join(client, self.session, str(document["agent"]), int(document["connection"]))
         elif "export" in document:
+            from tare.cli.buildsession import fetch, unpack_into
+
             number, self.fetched = self.fetched, self.fetched + 1
             if number < len(self.plan.fetched):
                 fetch(client, self.session, int(document["export"]), self.plan.fetched[number])
@@ -215,33 +233,41 @@ class _Follower:
             self.plan.metadata["call"] = document["call"]
 
 
-def _follow(client: Client, response: Response, follower: _Follower) -> str:
-    """Show the build to its end; returns the image's id. A display that lives is redrawn while nothing comes."""
+def _ticking(documents: Iterator[Any], tick: Callable[[], None]) -> Iterator[Any]:
+    """The documents as they come; ``tick`` is called while none does."""
     import queue
     import threading
 
     waiting: queue.Queue[Any] = queue.Queue(maxsize=1000)
+    end = object()
 
     def read() -> None:
         try:
-            for document in response.lines():
+            for document in documents:
                 waiting.put(document)
-            waiting.put(None)
+            waiting.put(end)
         except (CliError, OSError) as error:
             waiting.put(error)
 
     threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            document = waiting.get(timeout=0.1)
+        except queue.Empty:
+            tick()
+            continue
+        if document is end:
+            return
+        if isinstance(document, Exception):
+            raise CliError(str(document)) from None
+        yield document
+
+
+def _follow(client: Client, response: Response, follower: _Follower) -> str:
+    """Show the build to its end; returns the image's id. A display that lives is redrawn while nothing comes."""
+    display = follower.display
     try:
-        while True:
-            try:
-                document = waiting.get(timeout=0.1)
-            except queue.Empty:
-                follower.display.tick()
-                continue
-            if document is None:
-                break
-            if isinstance(document, Exception):
-                raise CliError(str(document)) from None
+        for document in _ticking(response.lines(), display.tick) if display.lives else response.lines():
             follower.take(client, document)
     except CliError as error:
         from tare.cli.buildshow import failure
@@ -270,8 +296,7 @@ def _silent() -> tuple[type, ...]:
 
 
 def _query(options: Options) -> dict[str, Any]:
-    import json
-
+    from tare.cli.documents import encode
     from tare.cli.hosts import proxies
 
     arguments = {**proxies(""), **_arguments(options.items("build-arg"))}
@@ -288,14 +313,14 @@ def _query(options: Options) -> dict[str, Any]:
         "rm": "1" if options.on("rm") else "0",
         "forcerm": "1" if options.on("force-rm") else None,
         "isolation": options.text("isolation") or None,
-        "securityopt": json.dumps(options.items("security-opt")) if options.items("security-opt") else None,
+        "securityopt": encode(options.items("security-opt")) if options.items("security-opt") else None,
         "networkmode": options.text("network") or None,
         "extrahosts": [text.replace("=", ":", 1) if ":" not in text.partition("=")[0] else text for text in options.items("add-host")]
         or None,
         "platform": ",".join(options.items("platform")) or os.environ.get("DOCKER_DEFAULT_PLATFORM") or None,
-        "buildargs": json.dumps(arguments) if arguments else None,
-        "labels": json.dumps(labels) if labels else None,
-        "ulimits": json.dumps(limits) if limits else None,
+        "buildargs": encode(arguments) if arguments else None,
+        "labels": encode(labels) if labels else None,
+        "ulimits": encode(limits) if limits else None,
         "cgroupparent": options.text("cgroup-parent") or None,
         "cpusetcpus": options.text("cpuset-cpus") or None,
         "cpusetmems": options.text("cpuset-mems") or None,

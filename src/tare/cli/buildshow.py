@@ -127,6 +127,9 @@ def _outcome(vertex: Vertex) -> str:
 class Quiet:
     """Shows nothing, but knows what failed."""
 
+    lives = False
+    """Whether ``tick`` changes what is shown."""
+
     def __init__(self) -> None:
         self.board = Board()
 
@@ -176,6 +179,8 @@ class Plain(Quiet):
 
 class Live(Quiet):
     """One line for each step, rewritten in place, below it the last lines of what runs."""
+
+    lives = True
 
     def __init__(self) -> None:
         self.board = Board()
