@@ -168,7 +168,8 @@ class Exporter:
             if result is not main:
                 for name in names:
                     self.images.tag(image.id, name.repository.familiar(), f"{name.tag}-{str(result.config.platform()).replace('/', '-')}")
-        await self.say(Built(str(main.id)))
+        if self.request.trace or self.request.squash:  # else the last stage has told it
+            await self.say(Built(str(main.id)))
         if not self.request.trace:
             await self.say(Text(f"Successfully built {main.id.hex[:12]}\n"))
         for name in names:

@@ -127,6 +127,8 @@ class History:
         finally:
             del self._running[record.id]
             ended = msgspec.structs.replace(recording.now(), completed=time.time(), status=status, error=text)
+            if status != COMPLETED:
+                ended.image = ""
             self._write(record.id, recording.lines)
             self._put(ended)
             for old in list(self._known)[:-_KEPT]:

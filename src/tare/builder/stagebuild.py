@@ -21,13 +21,15 @@ from tare.builder.configure import Words
 from tare.builder.copysteps import copy_step, owner
 from tare.builder.errors import DockerfileError
 from tare.builder.parser import parse_trigger
+from tare.builder.request import Built
 from tare.builder.runsteps import run_step
 from tare.builder.stages import PREDEFINED, SCRATCH, Stage
 from tare.builder.trees import DirectoryTree, FileTree
 from tare.containers.spec import DEFAULT_PATH
 from tare.errors import InvalidArgument
 from tare.images.committing import Step, child_config, store_layer
-from tare.oci.image import ContainerConfig, ImageConfig
+from tare.oci.digest import Digest
+from tare.oci.image import ContainerConfig, ImageConfig, encode
 
 if TYPE_CHECKING:
     from tare.builder.narration import Voice
@@ -60,6 +62,7 @@ class StageBuild:
         """Declared build arguments with their values."""
         self.fake_id = ""
         self._own_command = False
+        self._in_triggers = False
         self._shown = 0
         """Steps of this stage that a traced build has told of."""
 
@@ -114,7 +117,8 @@ class StageBuild:
             self.args |= self.build.arguments[self.stage.base_stage]
         if not any(entry.startswith("PATH=") for entry in self.container.env or ()):
             self._configured(configure.set_env(self.container.env, "PATH", DEFAULT_PATH))
-        await self.voice.text(f" ---> {self._short()}\n" if self.stage.base != "scratch" else " ---> \n")
+        if not self.container.on_build:
+            await self.voice.text(f" ---> {self._short()}\n" if self.stage.base != "scratch" else " ---> \n")
         await self._triggers()
         for instruction in self.stage.instructions:
             async with self._told(instruction):
@@ -122,6 +126,8 @@ class StageBuild:
         if self.stage.index == self.build.graph.target.index and self.build.request.labels:
             await self._labels()
         self.build.arguments[self.stage.index] = self.args
+        if self.state.diff_ids or self.state.history:
+            await self.voice.say(Built(str(Digest.of(encode(self.state)))))
         return self.state
 
     def _configured(self, env: list[str]) -> None:
@@ -177,9 +183,13 @@ class StageBuild:
         if not triggers:
             return
         self.state = msgspec.structs.replace(self.state, config=msgspec.structs.replace(self.container, on_build=None))
-        await self.voice.text(f"# Executing {len(triggers)} build trigger{'s' if len(triggers) > 1 else ''}\n")
+        for text in (f"# Executing {len(triggers)} build trigger", *("s" for _ in triggers[1:2]), "\n"):
+            await self.voice.text(text)
+        self._in_triggers = True
         for text in triggers:
             await self._step(parse_trigger(text))
+        self._in_triggers = False
+        await self.voice.text(f" ---> {self._short()}\n")
 
     async def _step(self, instruction: ins.Instruction) -> None:
         try:
@@ -332,7 +342,8 @@ class StageBuild:
         build.note_step(self.stage.index, keys, record)
         step = Step(record.created, created_by(record.note), self.state.author or "")
         self.state = child_config(self.state, layer, config if config is not None else self.container, step)
-        await self.voice.text(f" ---> {self._short()}\n")
+        if not self._in_triggers:
+            await self.voice.text(f" ---> {self._short()}\n")
 
     def uncached(self) -> bool:
         """Whether the cache is not to be asked for this stage."""

@@ -222,6 +222,8 @@ def build_request(request: Request, session: Session | None = None) -> BuildRequ
     query = request.query
     if query.get("version", "") == "2":
         raise Unsupported("BuildKit sessions are not offered by this engine: set DOCKER_BUILDKIT=0, or use 'tare build'")
+    if query.get("version", "") not in ("", "1"):
+        raise InvalidArgument(f'invalid version "{query["version"]}"')
     if query.get("outputs"):
         raise Unsupported("outputs other than an image are not offered by POST /build: use 'tare build --output'")
     options = session.options if session is not None else BuildOptions()
