@@ -159,6 +159,29 @@ def test_crash_leaves_families_that_fsck_accepts_and_a_mend_can_shrink(tmp_path:
     with_world(tmp_path, test)
 
 
+def test_an_index_gets_only_what_came_with_it(tmp_path: Path) -> None:
+    """It may name what is here for other reasons, somebody's private image: that is not sent along with it."""
+
+    async def test(world: World, registry: FakeRegistry) -> None:
+        private = registry.add(build_image({"secret": b"x"}, architecture="arm64"), name="private")
+        registry.add(AMD)
+        greedy = index_of(
+            descriptor(AMD.manifest, platform=platform("linux/amd64")), descriptor(private.manifest, platform=platform("linux/arm64"))
+        )
+        registry.add_document(greedy, INDEX)
+        await world.images.pull(f"{registry.address}/private")
+        image = await world.images.pull(f"{registry.address}/app")
+        family = world.images.siblings.family(world.images.record(image))
+        assert family is not None and not family.whole
+        assert [part.image_id for part in family.parts] == [AMD.image_id]
+        world.images.tag(image.id, f"{registry.address}/elsewhere", "1")
+        await world.images.publisher.push(f"{registry.address}/elsewhere", "1", None, lambda progress: None)
+        assert f"elsewhere:{AMD.digest}" in registry.manifests
+        assert f"elsewhere:{private.digest}" not in registry.manifests
+
+    with_world(tmp_path, test)
+
+
 def archive_of(root: Path, files: dict[str, bytes]) -> Archive:
     tar = b"".join(header(Entry(n.encode(), Kind.FILE, 0o644, size=len(d))) + d + padding(len(d)) for n, d in files.items()) + END
     return Archive.receive([tar], root / "scratch")

@@ -61,6 +61,7 @@ class _Documents(msgspec.Struct):
     """The part of an image's record that ties siblings together."""
 
     documents: list[str] = []
+    artifacts: list[str] = []
 
 
 class Siblings:
@@ -98,15 +99,17 @@ class Siblings:
         return [other for other in siblings[image_id] if other not in named and named.isdisjoint(siblings[other])]
 
     def family(self, record: ImageRecord) -> Family | None:
-        """The index through which the image came last, with what is here of it; ``None`` for an image that came alone."""
+        """The index through which the image came last, with what is here of it; ``None`` for an image that came alone then."""
         for text in record.documents:
             digest = Digest.parse(text)
             with suppress(TareError):
                 raw = self._content.read(digest)
                 document = parse_manifest(raw)
+                if isinstance(document, Manifest):
+                    return None  # documents are listed as they were met, those of the last time first
                 if isinstance(document, Index):
                     parts: dict[Digest, Part] = {}
-                    whole = self._gather(document, parts, 1)
+                    whole = self._gather(document, self._members(text), parts, 1)
                     return Family(digest, raw, document, tuple(parts.values()), whole)
         return None
 
@@ -121,10 +124,22 @@ class Siblings:
                     found.append(part)
         return found
 
-    def _gather(self, index: Index, parts: dict[Digest, Part], depth: int) -> bool:
+    def _members(self, index: str) -> set[str]:
+        """All that came with an index. It names more than that, perhaps what is here for other reasons and is none of its business."""
+        found: set[str] = set()
+        for _, _, raw in self._metadata.images.all():
+            record = msgspec.json.decode(raw, type=_Documents)
+            if index in record.documents:
+                found.update(record.documents, record.artifacts)
+        return found
+
+    def _gather(self, index: Index, members: set[str], parts: dict[Digest, Part], depth: int) -> bool:
         """Collect what is here of an index, the parts of an inner index before itself; is that all of it?"""
         whole = True
         for entry in index.manifests:
+            if str(entry.digest) not in members:
+                whole = False
+                continue
             try:
                 raw = self._content.read(entry.digest)
                 document = parse_manifest(raw, entry.media_type)
@@ -133,7 +148,7 @@ class Siblings:
                 continue
             image_id = None
             if isinstance(document, Index):
-                whole = depth < INDEX_DEPTH and self._gather(document, parts, depth + 1) and whole
+                whole = depth < INDEX_DEPTH and self._gather(document, members, parts, depth + 1) and whole
             else:
                 known = self._metadata.images.get(str(document.config.digest)) is not None
                 image_id = str(document.config.digest) if known else None
