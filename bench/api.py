@@ -114,7 +114,7 @@ def followers(engine: Engine, path: str) -> tuple[float, float]:
         for sock in clients:
             sock.setblocking(False)
             try:
-                sock.recv(1 << 16)
+                assert sock.recv(1 << 16), "a client was dropped"
             except BlockingIOError:
                 pass
         time.sleep(0.02)

@@ -8,7 +8,7 @@ k, the next file to read is number k-1. A file that was compressed meanwhile nam
 only, but a read may end inside one, so the unfinished rest is carried over to the next read.
 
 The reader runs on the event loop: the files are in the page cache or close to it, reads are bounded (``CHUNK``), and between
-two of them the consumer awaits its client. Readers take turns (``turns``): one chunk in each round of the event loop, however many of
+two of them the consumer awaits its client. Readers take turns (``Readers``): one chunk in each round of the event loop, however many of
 them follow a container that floods its log, so that whoever asks for anything else waits for a millisecond. Only compressed files are
 unpacked in a thread.
 
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tare.containers.logformats import FORMATS, STDERR, Line
-from tare.linux import inotify
+from tare.containers.logwatch import Follower, LogWatches
 
 CHUNK = 64 * 1024
 _HEADER = 64
@@ -65,10 +65,12 @@ def padded_time(text: str) -> str:
     return f"{whole}.{fraction.ljust(9, '0')}Z"
 
 
-class Turns:
-    """One of all who share it does its work in a round of the event loop; the others wait in line. The work itself does not await."""
+class Readers:
+    """What all readers of an engine's logs share: their watches, and turns. One of them does its work in a round of the event loop, the
+    others wait in line; the work itself does not await."""
 
     def __init__(self) -> None:
+        self.watches = LogWatches()
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> None:
@@ -81,17 +83,17 @@ class Turns:
 class LogReader:
     """Reads one container's log files."""
 
-    def __init__(self, path: Path, max_file: int = 1, driver: str = "json-file", turns: Turns | None = None) -> None:
+    def __init__(self, path: Path, max_file: int = 1, driver: str = "json-file", readers: Readers | None = None) -> None:
         self._path = path
         self._max_file = max(1, max_file)
         self._format = FORMATS[driver]
-        self._turns = turns or Turns()
+        self._readers = readers or Readers()
 
     async def read(self, query: LogQuery, ended: Awaitable[object] | None = None) -> AsyncIterator[list[Line]]:
         """Batches of lines, oldest first; each belongs to the consumer. With ``follow`` goes on until ``ended`` is done and all is read."""
         remaining: int | None = None
         state = _State()
-        watch = _Watch(self._path.parent, ended) if query.follow and ended is not None else None
+        watch = Follower(self._readers.watches, self._path.parent, ended) if query.follow and ended is not None else None
         try:
             await self._open_at(state, query.tail)
             while True:
@@ -159,7 +161,7 @@ class LogReader:
                 if limit <= 0:
                     state.finished = True
                     return None
-            async with self._turns:
+            async with self._readers:
                 if data := os.pread(state.fd, limit, state.offset):
                     state.offset += len(data)
                     records, state.rest = self._format.split(state.rest + data)
@@ -243,39 +245,6 @@ class _State:
         if self._packed >= 0:
             os.close(self._packed)
             self._packed = -1
-
-
-class _Watch:
-    """Wakes a follower when the log directory changes or the writer has ended."""
-
-    def __init__(self, directory: Path, ended: Awaitable[object]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
-        self._fd = inotify.watch_directory(str(directory))
-        self._loop.add_reader(self._fd, self._changed)
-        self._ended = asyncio.ensure_future(ended)
-        self._ended.add_done_callback(lambda _: self._wake.set())
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.done()
-
-    def _changed(self) -> None:
-        inotify.drain(self._fd)
-        self._wake.set()
-
-    async def wait(self, nanoseconds: int | None) -> None:
-        try:
-            async with asyncio.timeout(None if nanoseconds is None else nanoseconds / 1e9):
-                await self._wake.wait()
-        except TimeoutError:
-            return
-        self._wake.clear()
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
-        self._ended.cancel()
 
 
 def _compressed(path: Path) -> Path:

@@ -24,7 +24,7 @@ from tare.containers.execs import ExecSessions
 from tare.containers.launch import Launcher
 from tare.containers.lifecycle import Lifecycle
 from tare.containers.links import links_of, parse_link
-from tare.containers.logs import LogReader, Turns
+from tare.containers.logs import LogReader, Readers
 from tare.containers.merge import merge
 from tare.containers.mounting import ContainerMounts
 from tare.containers.mounts import inherit, parse_volumes_from, resolve_mounts
@@ -87,7 +87,7 @@ class Containers:
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, Container] = {}
         self._reserved: set[str] = set()
-        self._log_turns = Turns()
+        self._log_readers = Readers()
         self._cgroups = detect()
         self._before: dict[str, str] = {}
         self._mounts = ContainerMounts(volumes, snapshots, events)
@@ -479,7 +479,7 @@ class Containers:
         """A reader of the container's log files."""
         record = container.record
         log = self.launcher.log_settings(record.host_config)
-        return LogReader(self.launcher.log_path(record), log.max_file, log.format, self._log_turns)
+        return LogReader(self.launcher.log_path(record), log.max_file, log.format, self._log_readers)
 
     def cgroup(self, container: Container) -> Cgroup:
         """The container's control group."""
