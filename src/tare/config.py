@@ -82,6 +82,17 @@ class EngineConfig:
     """Options of new networks that do not give them, by driver."""
     default_address_pools: tuple[tuple[str, int], ...] = ()
     """Where networks without a subnet get theirs: (range, prefix length of a subnet); empty means Docker's."""
+    default_ulimits: tuple[tuple[str, int, int], ...] = ()
+    """Resource limits (name, soft, hard) of containers that do not set them."""
+    default_shm_size: int = 0
+    """Bytes of /dev/shm; 0 means Docker's 64 MiB."""
+    default_ipc_mode: str = "private"
+    default_cgroupns_mode: str = ""
+    """``private`` or ``host``; empty means what suits the machine's control groups."""
+    no_new_privileges: bool = False
+    """Containers' processes gain no privileges unless their container says otherwise."""
+    seccomp_profile: str = ""
+    """A profile's JSON text for containers that name none, ``unconfined``, or empty for the built-in one."""
     log_driver: str = "json-file"
     log_opts: dict[str, str] = field(default_factory=lambda: {"max-size": "100m", "max-file": "5"})
     shutdown_timeout: int = 15

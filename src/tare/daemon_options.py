@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tare.config import DEFAULT_SOCKET, EngineConfig
+from tare.containers.validate import ULIMITS
 from tare.daemon_log import FORMATS, LEVELS
 from tare.errors import InvalidArgument
 from tare.runtime.lowering import BUILT_IN_INIT
@@ -95,6 +97,14 @@ OPTIONS = (
     Option("cgroup-parent", "cgroup_parent", "str", "Parent cgroup of all containers"),
     Option("log-driver", "log_driver", "str", "Default driver for container logs: json-file, local, syslog, journald or none"),
     Option("log-opt", "log_opts", "map", "Default log options, KEY=VALUE", key="log-opts"),
+    Option(
+        "default-ulimit", "default_ulimits", "ulimits", "Limits of containers that do not set them: NAME=SOFT[:HARD]", key="default-ulimits"
+    ),
+    Option("default-shm-size", "default_shm_size", "size", "Size of /dev/shm of containers that do not set it"),
+    Option("default-ipc-mode", "default_ipc_mode", "str", "IPC mode of containers that do not set it: private or shareable"),
+    Option("default-cgroupns-mode", "default_cgroupns_mode", "str", "Cgroup namespace of containers that do not set it: private or host"),
+    Option("no-new-privileges", "no_new_privileges", "bool", "Containers' processes gain no privileges unless told otherwise"),
+    Option("seccomp-profile", "seccomp_profile", "profile", "Seccomp profile of containers that name none: a file, builtin or unconfined"),
     Option("init", "init", "bool", "Run an init in every container that does not say otherwise"),
     Option("init-path", "init_path", "str", "Path of a static init on the host, or built-in for Tare's own"),
     Option("group", "group", "str", "Group of the unix socket", "G"),
@@ -127,13 +137,9 @@ FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "userland-proxy": (_FALSE, "ports are published by the kernel alone"),
     "experimental": (_FALSE, "there are no experimental features to turn on"),
     "selinux-enabled": (_FALSE, "SELinux labels are not part of this release"),
-    "no-new-privileges": (_FALSE, "set it per container with --security-opt"),
-    "userns-remap": (("",), "user namespaces are not part of this release"),
+    "userns-remap": (("",), "containers share the host's user namespace, as with --userns=host"),
     "default-runtime": (("tare", "tare-runtime", "runc", "io.containerd.runc.v2"), "tare's own runtime is the only one"),
     "exec-opt": (("native.cgroupdriver=cgroupfs",), "cgroups are managed directly, without systemd"),
-    "seccomp-profile": (("builtin", ""), "the built-in profile is the default; give another per container"),
-    "default-cgroupns-mode": (("private",), "containers get a cgroup namespace of their own"),
-    "default-ipc-mode": (("private",), "containers get an IPC namespace of their own"),
     "raw-logs": (_FALSE, "the log has no colours to leave out; drop the option"),
 }
 _SWITCHES = frozenset(name for name, (values, _) in FIXED.items() if values in (_TRUE, _FALSE))
@@ -239,6 +245,8 @@ def _add_value(values: dict[str, Any], option: Option, text: str) -> None:
     elif option.kind == "pools":
         fields = dict(field.partition("=")[::2] for field in text.split(","))
         values.setdefault(option.field, []).append(_pool(fields, f'invalid argument "{text}" for "{where}" flag'))
+    elif option.kind == "ulimits":
+        values.setdefault(option.field, []).append(_ulimit(text, f'invalid argument "{text}" for "{where}" flag'))
     elif option.kind == "map":
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -268,6 +276,10 @@ def _scalar(option: Option, text: str, fault: str) -> Any:
             raise UsageError(f"{fault}: expected a whole number") from None
     if option.kind == "path":
         return Path(text) if text else None
+    if option.kind == "size":
+        return _size(text, fault)
+    if option.kind == "profile":
+        return _profile(text, fault)
     return text
 
 
@@ -280,6 +292,46 @@ def _pool(fields: dict[str, Any], fault: str) -> tuple[str, int]:
     if fields or not base.prefixlen <= size <= base.max_prefixlen - 2:
         raise UsageError(f"{fault}: invalid subnet size {size} for {base}")
     return str(base), size
+
+
+def _ulimit(text: str, fault: str) -> tuple[str, int, int]:
+    """``NAME=SOFT[:HARD]``."""
+    name, _, limits = text.partition("=")
+    soft, colon, hard = limits.partition(":")
+    return _limit(name, soft, hard if colon else soft, fault)
+
+
+def _limit(name: object, soft: object, hard: object, fault: str) -> tuple[str, int, int]:
+    try:
+        found = (str(name), int(str(soft)), int(str(hard)))
+    except ValueError:
+        raise UsageError(f"{fault}: expected NAME=SOFT[:HARD]") from None
+    if found[0] not in ULIMITS:
+        raise UsageError(f"{fault}: invalid ulimit type: {name}")
+    if min(found[1:]) < -1 or (found[2] != -1 and not -1 < found[1] <= found[2]):
+        raise UsageError(f"{fault}: ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+    return found
+
+
+def _size(text: str, fault: str) -> int:
+    """A number of bytes, with k, m, g or t behind it if that is more."""
+    found = re.fullmatch(r"(\d{1,15})([kmgt]?)b?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"{fault}: expected a size such as 64m")
+    return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[found[2]]
+
+
+def _profile(text: str, fault: str) -> str:
+    """The profile itself: what lies in a file is read now, so that a broken one is found now."""
+    if text in ("", "builtin", "unconfined"):
+        return "" if text == "builtin" else text
+    try:
+        content = Path(text).read_text()
+        if not isinstance(json.loads(content), dict):
+            raise ValueError("a JSON object is expected")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{fault}: opening seccomp profile ({text}) failed: {error}") from None
+    return content
 
 
 def _check_fixed(name: str, value: str, shown: str) -> None:
@@ -341,11 +393,18 @@ def _from_json(option: Option, value: Any, prefix: str) -> Any:
             lambda v: isinstance(v, dict) and all(isinstance(o, dict) and all(isinstance(x, str) for x in o.values()) for o in v.values()),
             "an object of objects of strings",
         ),
+        "size": (lambda v: isinstance(v, str) or (isinstance(v, int) and not isinstance(v, bool)), 'a size such as "64m"'),
+        "profile": (lambda v: isinstance(v, str), "a path, builtin or unconfined"),
+        "ulimits": (lambda v: isinstance(v, dict) and all(isinstance(item, dict) for item in v.values()), "an object of limits by name"),
         "pools": (lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v), "a list of objects with base and size"),
     }
     valid, wanted = checks[option.kind]
     if not valid(value):
         raise UsageError(f"{prefix}{wanted} is expected")
+    if option.kind in ("size", "profile"):
+        return _scalar(option, str(value), prefix.rstrip(": "))
+    if option.kind == "ulimits":
+        return [_limit(item.get("Name", name), item.get("Soft"), item.get("Hard"), prefix.rstrip(": ")) for name, item in value.items()]
     if option.kind == "pools":
         return [_pool(dict(item), f"{prefix}{item}") for item in value]
     return (Path(value) if value else None) if option.kind == "path" else value
@@ -383,6 +442,12 @@ def _check(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
         raise UsageError(f"invalid max download attempts: {config.max_download_attempts}")
     if config.init_path and config.init_path != BUILT_IN_INIT and not Path(config.init_path).is_absolute():
         raise UsageError(f"invalid init path {config.init_path}: expected an absolute path, or {BUILT_IN_INIT}")
+    for mode, known, name in (
+        (config.default_ipc_mode, ("private", "shareable"), "ipc-mode"),
+        (config.default_cgroupns_mode, ("", "private", "host"), "cgroupns-mode"),
+    ):
+        if mode not in known:
+            raise UsageError(f"invalid default {name} {mode!r}: expected {' or '.join(filter(None, known))}")
     for server in config.dns:
         _checked(ipaddress.ip_address, server, f"{server} is not an ip address")
     _check_default_bridge(config)

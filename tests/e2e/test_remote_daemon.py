@@ -48,7 +48,8 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, P
     daemon.flags = (
         "-H", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", str(folder / "ca.pem"), "--tlscert", str(folder / "server-cert.pem"),
         "--tlskey", str(folder / "server-key.pem"), "--metrics-addr", "127.0.0.1:0", "--log-format", "json",
-        "--group", grp.getgrgid(1).gr_name, "--config-file", str(configuration),
+        "--group", grp.getgrgid(1).gr_name, "--config-file", str(configuration), "--default-ulimit", "nofile=100:200",
+        "--default-shm-size", "1m", "--no-new-privileges", "--default-ipc-mode", "shareable", "--seccomp-profile", "unconfined",
     )  # fmt: skip
     daemon.start()
     daemon.load_busybox()
@@ -107,6 +108,16 @@ def test_the_socket_belongs_to_the_group(remote: tuple[Daemon, Path]) -> None:
     daemon, _ = remote
     found = daemon.socket.stat()
     assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, 1)
+
+
+def test_containers_get_the_daemons_defaults(remote: tuple[Daemon, Path]) -> None:
+    daemon, _ = remote
+    look = "ulimit -n; ulimit -Hn; df /dev/shm | tail -1 | awk '{print $2}'; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status"
+    said = daemon.docker("run", "--rm", "busybox", "sh", "-c", look).stdout.split()
+    assert said == ["100", "200", "1024", "NoNewPrivs:", "1", "Seccomp:", "0"]
+    own = ["--ulimit", "nofile=50:60", "--shm-size", "2m", "--security-opt", "no-new-privileges=false", "--security-opt", "seccomp=builtin"]
+    said = daemon.docker("run", "--rm", *own, "busybox", "sh", "-c", look).stdout.split()
+    assert said == ["50", "60", "2048", "NoNewPrivs:", "0", "Seccomp:", "2"]
 
 
 def test_metrics(remote: tuple[Daemon, Path]) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tare.containers import cdi, resources
+from tare.containers import cdi, daemon_defaults, resources
 from tare.containers.health import RESTART_ANNOTATION
 from tare.containers.machine import Machine, parse_list, this_machine
 from tare.containers.security_options import (
@@ -55,6 +55,8 @@ def normalise_host_config(
     Raises ``InvalidArgument``.
     """
     machine = machine or this_machine()
+    if engine is not None:
+        daemon_defaults.fill(host, engine)
     _check_config(config)
     _check_modes(host)
     if any(part in (".", "..") for part in host.cgroup_parent.split("/")) or "\0" in host.cgroup_parent:
@@ -85,8 +87,6 @@ def normalise_host_config(
         if not name or not colon or not address:
             raise InvalidArgument(f'bad format for add-host: "{entry}"')
     _fill_defaults(host, machine)
-    if engine is not None and not host.log_config.type:
-        host.log_config.type = engine.log_driver  # clients (docker-py) decide by it whether there are logs to read
     return warnings
 
 
