@@ -28,7 +28,7 @@ from networks_world import (
     refused,
 )
 
-from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound
+from tare.errors import Conflict, Forbidden, InvalidArgument, NotFound, Unsupported
 from tare.linux.netlink import Route
 from tare.networks.creation import NewNetwork
 from tare.networks.dns import wire
@@ -124,6 +124,63 @@ def _open_loopback(gateway: str) -> None:
     Path("/proc/sys/net/ipv4/conf/eth0/route_localnet").write_text("1")
     subprocess.run(["ip", "addr", "del", "127.0.0.1/8", "dev", "lo"], check=True)
     subprocess.run(["ip", "route", "add", "127.0.0.0/8", "via", gateway], check=True)
+
+
+async def sub_links(root: Path) -> None:
+    """macvlan and ipvlan on a link of the host's and on VLANs of it, as far as the kernel has them: else refusals that leave nothing."""
+    outside = build_outside()
+    engine = Engine(root)
+    await engine.networks.start()
+    before = link_names()
+    made = 0
+    for number, (driver, parent) in enumerate([("macvlan", "eth0"), ("macvlan", "eth0.7"), ("ipvlan", "eth0"), ("ipvlan", "eth0.8")]):
+        subnet = f"10.88.{number}.0/24"
+        try:
+            network = await engine.networks.create(
+                NewNetwork("sub", driver=driver, subnets=[Subnet(subnet, "")], options={"parent": parent})
+            )
+        except Unsupported as error:
+            assert "is not supported by this kernel" in str(error) or "vlan link: operation not supported" in str(error), error
+            assert link_names() == before
+            continue
+        made += 1
+        connection = await engine.networks.connect(cid(1), "web", network="sub")
+        inside = Namespace()
+        with Route() as route:
+            index = route.link(parent).index
+            route.add_sub_link(connection.kind, connection.host_link, index, connection.mode, ns_fd=inside.fd, mac=connection.mac)
+        inside.run(lambda connection=connection: _give(connection.host_link, connection.cidr))
+        outside.run(lambda parent=parent, subnet=subnet: _neighbour(parent, subnet.replace("0/24", "9/24")))
+        server = Server(outside, 80, host=subnet.replace("0/24", "9"))
+        assert await asyncio.to_thread(ask_tcp, inside, subnet.replace("0/24", "9"), 80) == connection.address
+        server.close()
+        await engine.networks.disconnect(cid(1))
+        os.close(inside.fd)
+        await engine.networks.remove(network.id)
+        assert link_names() == before, (driver, parent)
+    assert made or not Path("/sys/module/macvlan").exists()
+    for parent, text in (("eth0.5000", "vlan id must be between 1-4094"), ("none.7", "was not found on the host: none.7")):
+        try:
+            await engine.networks.create(NewNetwork("sub", driver="macvlan", options={"parent": parent}))
+            raise AssertionError("accepted")
+        except InvalidArgument as error:
+            assert text in str(error)
+    await engine.close()
+
+
+def _give(name: str, cidr: str) -> None:
+    with Route() as route:
+        index = route.link(name).index
+        route.add_address(index, cidr)
+        route.set_link(index, up=True)
+
+
+def _neighbour(name: str, cidr: str) -> None:
+    with Route() as route:
+        base, _, vlan = name.partition(".")
+        if vlan:
+            route.add_vlan(name, route.link(base).index, int(vlan))
+    _give(name, cidr)
 
 
 async def sctp(root: Path) -> None:
@@ -266,6 +323,7 @@ async def ipv6_traffic(root: Path) -> None:
         assert ask_udp(None, "::1", 7) == "::1"
 
     await asyncio.to_thread(outside.run, lambda: _route(connection.address6, HOST6))
+
     switch = Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
     for value in ("0", "1") if switch.exists() else ("",):
         if value:

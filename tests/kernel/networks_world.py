@@ -191,7 +191,8 @@ class Engine:
 
     def __init__(self, root: Path, **options: object) -> None:
         root.mkdir(exist_ok=True)
-        self.config = EngineConfig(data_root=root, **options)
+        (root / "run").mkdir(exist_ok=True)
+        self.config = EngineConfig(data_root=root, exec_root=root / "run", **options)
         self.metadata = Metadata(root / "metadata.db")
         self.events = EventBus()
         self.networks = Networks(self.config, self.metadata, self.events)

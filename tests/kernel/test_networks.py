@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
         "ipv6_traffic",
         "hairpin",
         "sctp",
+        "sub_links",
         "over_two_machines",
         "conflicts",
         "restore",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from tare.errors import Forbidden, InvalidArgument, NotFound
 from tare.networks.creation import NewNetwork, check_request
-from tare.networks.dns import wire
+from tare.networks.dns import forward, wire
 from tare.networks.dns.forward import Cache
 from tare.networks.dns.zones import Zones
 from tare.networks.gateway import gateways
@@ -140,6 +143,54 @@ def test_answers_are_kept_for_their_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def connection(name: str, gateway: str = "", priority: int = 0, **fields: object) -> Connection:
     return Connection(ONE, "web", name, name, f"ep-{name}", "", gateway=gateway, gw_priority=priority, **fields)
+
+
+def test_the_hosts_servers_are_those_of_its_file_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(forward.time, "monotonic", lambda: now[0])
+    path = tmp_path / "resolv.conf"
+    servers = forward.HostServers(str(path))
+    assert servers() == ()
+    path.write_text("search x\nnameserver 10.0.0.1\nnameserver fe80::1%eth0\n")
+    assert servers() == (), "looked at once a second"
+    now[0] = 2.0
+    assert servers() == ("10.0.0.1", "fe80::1%eth0")
+    path.with_name("new").write_text("nameserver 10.0.0.2\n")
+    path.with_name("new").rename(path)
+    now[0] = 4.0
+    assert servers() == ("10.0.0.2",)
+
+
+async def test_a_silent_server_costs_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lively:
+        silent.bind(("127.0.0.2", 0))
+        port = silent.getsockname()[1]
+        lively.bind(("127.0.0.3", port))
+        lively.setblocking(False)
+        monkeypatch.setattr(forward, "_PORT", port)
+        monkeypatch.setattr(forward, "SECONDS_PER_SERVER", 0.3)
+        loop = asyncio.get_running_loop()
+        asked: list[str] = []
+
+        def reply() -> None:
+            message, peer = lively.recvfrom(4096)
+            query = wire.parse_query(message)
+            asked.append(query.name)
+            lively.sendto(wire.answer(query, [bytes(4)]), peer)
+
+        loop.add_reader(lively, reply)
+        forwarder = forward.Forwarder()
+        upstream = forward.Upstream(("127.0.0.2", "127.0.0.3"), "", socket.socket)
+        spent = []
+        for name in ("a.test", "b.test"):
+            message = question(name)
+            begin = loop.time()
+            both = [forwarder.ask(wire.parse_query(message), message, upstream, False) for _ in range(2)]
+            assert [wire.code_of(answer) for answer in await asyncio.gather(*both)] == [wire.NOERROR] * 2
+            spent.append(loop.time() - begin)
+        loop.remove_reader(lively)
+    assert asked == ["a.test", "b.test"], "equal questions share one exchange"
+    assert spent[0] >= 0.3 > spent[1], "the silent one is asked last from then on"
 
 
 def test_the_default_route_is_the_highest_priority_then_the_first_name() -> None:

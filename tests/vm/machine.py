@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 
 BOOT_MODULES = ["virtio_pci", "virtiofs", "overlay"]
 GUEST_MODULES = """veth bridge br_netfilter dummy tun erofs loop vsock nf_tables nft_nat nft_chain_nat nft_masq nft_redir nft_ct
-nft_fib_inet nft_reject_inet nf_conntrack nf_nat virtio_net""".split()
+nft_fib_inet nft_reject_inet nf_conntrack nf_nat virtio_net macvlan ipvlan 8021q sctp quota_v2""".split()
 
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=-1 systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all swapaccount=1 random.trust_cpu=on mitigations=off"

@@ -76,6 +76,7 @@ IFLA_VXLAN_LOCAL = 4
 IFLA_VXLAN_PORT = 15
 IFLA_VXLAN_GROUP6 = 16
 IFLA_VXLAN_LOCAL6 = 17
+IFLA_VLAN_ID = 1
 IFLA_MACVLAN_MODE = 1
 IFLA_IPVLAN_MODE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
@@ -352,7 +353,8 @@ class Route:
         self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
 
     def add_sub_link(self, kind: str, name: str, parent_index: int, mode: str, *, ns_fd: int, mac: str = "", mtu: int = 0) -> None:
-        """Create a ``macvlan`` or ``ipvlan`` link on a parent, at once in the network namespace ``ns_fd``."""
+        """Create a ``macvlan`` or ``ipvlan`` link on a parent, at once in the network namespace ``ns_fd``. The name must be free here too
+        (older kernels look for it on this side)."""
         if kind == "macvlan":
             data = nl.attribute_u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[mode])
         else:
@@ -372,6 +374,13 @@ class Route:
             data += nl.attribute(IFLA_VXLAN_LOCAL if family == socket.AF_INET else IFLA_VXLAN_LOCAL6, packed)
         payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + _shape("", mtu)
         payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, "vxlan"), nl.nested(IFLA_INFO_DATA, data))
+        self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
+
+    def add_vlan(self, name: str, base_index: int, number: int) -> None:
+        """Create a VLAN (IEEE 802.1Q) on a link."""
+        data = nl.nested(IFLA_INFO_DATA, nl.attribute(IFLA_VLAN_ID, struct.pack("=H", number)))
+        payload = _IFINFO.pack(0, 0, 0, 0, 0) + _name_attribute(name) + nl.attribute_u32(IFLA_LINK, base_index)
+        payload += nl.nested(IFLA_LINKINFO, nl.attribute_text(IFLA_INFO_KIND, "vlan"), data)
         self._request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, payload, name)
 
     def set_link(

@@ -205,6 +205,7 @@ class Catalogue:
         nft = self._require_kernel()
         others = [n for n in self.networks.values() if n.id != network.id]
         if network.driver != "bridge":
+            network = replace(network, own_bridge=parent.is_missing(network))
             parent.check(network)
         with kernel.choosing(), Route() as route:
             if network.bridge and route.link(network.bridge) is not None:

@@ -16,7 +16,7 @@ The way of a packet, and why each rule is there:
     forward    to the bridge: answers, containers among themselves, and what was redirected; nothing else. A neighbour that routes
                straight to a container's address reaches published ports only. From the bridge outwards: everything.
     srcnat     containers to the outside: from the host's address. To the bridge: only what could not be answered otherwise, namely
-               from 127.0.0.0/8 and from containers of the same subnet (hairpin). Everybody else's address is preserved.
+               from the host's loopback and from containers of the same subnet (hairpin). Everybody else's address is preserved.
 
 IPv6 has no route_localnet: an answer for ::1 that comes over a bridge is dropped, whatever translated it. So a question from ::1 to a
 published port is given other addresses before connection tracking sees it (``loopback_out``: a link-local one that every bridge with IPv6
@@ -81,7 +81,7 @@ table {ip} {table} {{
   }}
   chain nat_postrouting {{
     type nat hook postrouting priority 100; policy accept;
-    oifname "{bridge}" {ip} saddr {local} masquerade
+    oifname "{bridge}" {ip} saddr {host} masquerade
     oifname "{bridge}" ct status dnat {ip} saddr {subnet} masquerade
     {masquerade}
   }}{loopback}
@@ -189,6 +189,7 @@ def _family(table: str, bridge: str, ipv6: bool, ranges: Sequence[str], redirect
         ip=family,
         type="ipv6_addr" if ipv6 else "ipv4_addr",
         local="::1" if ipv6 else "127.0.0.0/8",
+        host=LINK_LOCAL6 if ipv6 else "127.0.0.0/8",  # a container would answer a link-local address with one, and so another
         table=table,
         bridge=bridge,
         subnet=own,

@@ -64,7 +64,8 @@ class Namespace:
                 if connection.mode == ISOLATED:
                     route.isolate(connection.host_link)
             else:
-                route.add_sub_link(connection.kind, name, bridge.index, connection.mode, ns_fd=self.fd, mac=connection.mac, mtu=mtu)
+                made_as, mac = connection.host_link, connection.mac
+                route.add_sub_link(connection.kind, made_as, bridge.index, connection.mode, ns_fd=self.fd, mac=mac, mtu=mtu)
         try:
             inside(self.fd, lambda: _configure(connection))
         except BaseException:
@@ -73,7 +74,8 @@ class Namespace:
 
     def unplug(self, connection: Connection) -> None:
         """Remove the link of a connection; one that is gone is no error."""
-        inside(self.fd, lambda: _delete(connection.interface))
+        for name in (connection.interface, connection.host_link):  # the latter when it never got its name
+            inside(self.fd, partial(_delete, name))
 
     def route(self, connections: Iterable[Connection], gateways: Mapping[str, tuple[str, ...]]) -> None:
         """Make these the default routes, and no others of our links."""
@@ -102,9 +104,11 @@ class Namespace:
 
 def _configure(connection: Connection) -> None:
     with Route() as route:
-        link = route.link(connection.interface)
+        link = route.link(connection.interface if connection.kind == "veth" else connection.host_link)
         if link is None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), connection.interface)
+        if connection.kind != "veth":
+            route.set_link(link.index, name=connection.interface)
         for cidr in connection.cidrs:
             route.add_address(link.index, cidr)
         route.set_link(link.index, up=True)

@@ -44,7 +44,7 @@ class Network:
     bridge: str = ""
     """Name of the bridge link; empty for ``host`` and ``none``."""
     own_bridge: bool = True
-    """Whether we made the bridge link, and so may remove it."""
+    """Whether we made the bridge link, or the parent, and so may remove it."""
     mtu: int = 1500
     internal: bool = False
     attachable: bool = False

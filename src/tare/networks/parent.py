@@ -1,16 +1,17 @@
 """Networks whose links hang on a link of the host instead of a bridge of ours: macvlan and ipvlan.
 
-The parent is the user's (``-o parent=eth0``), or, without one, an empty bridge of ours named after the network, on which containers reach
-each other and nothing else.
+The parent is the user's (``-o parent=eth0``), a VLAN on it that is made when it is not there (``-o parent=eth0.7``), or, without one, an
+empty bridge of ours named after the network, on which containers reach each other and nothing else.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 
 from tare.errors import InvalidArgument, Unsupported
-from tare.linux.netlink import IPVLAN_MODES, MACVLAN_MODES, Route
+from tare.linux.netlink import IPVLAN_MODES, MACVLAN_MODES, Link, Route
 from tare.networks.model import Network
 
 PARENT_OPTION = "parent"
@@ -29,9 +30,18 @@ def mode_of(network: Network) -> str:
     return mode
 
 
+_VLAN = re.compile(r"(.+)\.([0-9]{1,4})")
+
+
 def own_parent(network_id: str) -> str:
     """The name of the link that stands in for a parent."""
     return f"dm-{network_id[:12]}"
+
+
+def is_missing(network: Network) -> bool:
+    """Whether the parent is not there, so that it is ours if it can be made. Blocking."""
+    with Route() as route:
+        return route.link(network.parent) is None
 
 
 def check(network: Network) -> None:
@@ -63,14 +73,27 @@ def bring_up(route: Route, network: Network) -> None:
     if link is None and network.parent == own_parent(network.id):
         route.add_bridge(network.parent, mtu=network.mtu)
         link = route.link(network.parent)
+    if link is None and (match := _VLAN.fullmatch(network.parent)) and (base := route.link(match[1])) is not None:
+        link = _made_vlan(route, network.parent, base, int(match[2]))
     if link is None:
         raise InvalidArgument(f"-o parent interface was not found on the host: {network.parent}")
     if not link.up:
         route.set_link(link.index, up=True)
 
 
+def _made_vlan(route: Route, name: str, base: Link, number: int) -> Link | None:
+    if not 1 <= number <= 4094:
+        raise InvalidArgument(f"vlan id must be between 1-4094, received: {number}")
+    try:
+        route.add_vlan(name, base.index, number)
+    except OSError as error:
+        raise Unsupported(f"failed to create {name} vlan link: {os.strerror(error.errno or 0).lower()}") from None
+    return route.link(name)
+
+
 def take_down(route: Route, network: Network) -> None:
     """Remove the parent if it is ours."""
-    link = route.link(network.parent) if network.parent == own_parent(network.id) else None
-    if link is not None:
+    link = route.link(network.parent)
+    ours = network.parent == own_parent(network.id) or (network.own_bridge and link is not None and link.kind == "vlan")
+    if link is not None and ours:
         route.delete_link(link.index)

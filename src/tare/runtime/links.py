@@ -32,7 +32,7 @@ def _make(route: Route, link: LinkPlan, ns_fd: int) -> None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), link.bridge)
         master = bridge.index
     if link.kind != "veth":
-        route.add_sub_link(link.kind, link.name, master, link.mode, ns_fd=ns_fd, mac=link.mac, mtu=link.mtu)
+        route.add_sub_link(link.kind, link.host_name, master, link.mode, ns_fd=ns_fd, mac=link.mac, mtu=link.mtu)
         return
     route.add_veth(link.host_name, link.name, peer_ns_fd=ns_fd, master_index=master, peer_mac=link.mac, mtu=link.mtu, up=True)
     if link.mode == ISOLATED:

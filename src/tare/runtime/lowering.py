@@ -295,7 +295,9 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
     if around.links:
         from tare.runtime.steps.network import ConfigureLink  # not paid for by tare-runtime, which has no links
 
-        steps.extend(ConfigureLink(link.name, link.addresses, link.gateways) for link in around.links)
+        for link in around.links:
+            made_as = "" if link.kind == "veth" else link.host_name
+            steps.append(ConfigureLink(link.name, link.addresses, link.gateways, made_as))
     if linux.get("readonlyPaths"):
         steps.append(rootfs.ReadonlyPaths(tuple(linux["readonlyPaths"])))
     if linux.get("maskedPaths"):

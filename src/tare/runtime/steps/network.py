@@ -18,6 +18,8 @@ class ConfigureLink(NamedTuple):
     name: str
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
+    made_as: str = ""
+    """What it is called so far, where it could not be made under its name (older kernels look for a link of that name on the host)."""
 
     def describe(self) -> str:
         return f"configure {self.name}: {' '.join(self.addresses)}" + (f" via {' '.join(self.gateways)}" if self.gateways else "")
@@ -26,9 +28,11 @@ class ConfigureLink(NamedTuple):
         context.wait("network")
         try:
             with Route() as route:
-                link = route.link(self.name)
+                link = route.link(self.made_as or self.name)
                 if link is None:
                     raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), self.name)
+                if self.made_as:
+                    route.set_link(link.index, name=self.name)
                 for address in self.addresses:
                     route.add_address(link.index, address)
                 route.set_link(link.index, up=True)
