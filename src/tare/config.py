@@ -125,8 +125,8 @@ class EngineConfig:
 
     def container_dir(self, container_id: str) -> Path:
         """Persistent files of one container (hostname, hosts, resolv.conf, logs)."""
-        return self.data_root / "containers" / container_id
+        return Path(f"{self.data_root}/containers/{container_id}")
 
     def run_dir(self, container_id: str) -> Path:
         """Volatile files of one container's task (keeper socket, exit record)."""
-        return self.exec_root / "containers" / container_id
+        return Path(f"{self.exec_root}/containers/{container_id}")

@@ -309,7 +309,10 @@ class RuntimeTask:
 
 def _remove_files(run_dir: Path) -> None:
     for name in ("keeper.sock", "task.json", "exit.json", "keeper.err"):
-        (run_dir / name).unlink(missing_ok=True)
+        try:
+            os.unlink(f"{run_dir}/{name}")
+        except FileNotFoundError:
+            continue
 
 
 class RuntimeDriver:

@@ -343,9 +343,9 @@ class Launcher:
             dns_options=host.dns_options,
         )
         directory = self._config.container_dir(record.id)
-        (directory / "hostname").write_text(texts.hostname)
-        (directory / "hosts").write_text(texts.hosts)
-        (directory / "resolv.conf").write_text(texts.resolv_conf)
+        for name, text in (("hostname", texts.hostname), ("hosts", texts.hosts), ("resolv.conf", texts.resolv_conf)):
+            with open(f"{directory}/{name}", "wb", buffering=0) as file:
+                file.write(text.encode())
 
     async def _mounts(self, record: Record, mode: NetworkMode) -> tuple[list[dict[str, Any]], str]:
         """The engine's files and the container's own mounts, outer ones first, and the root's propagation."""
@@ -353,7 +353,7 @@ class Launcher:
         directory = self._config.container_dir(owner.id)
         taken = {point.destination for point in record.mounts}
         files = [
-            {"destination": f"/etc/{name}", "type": "bind", "source": str(directory / name), "options": ["rbind", "rprivate"]}
+            {"destination": f"/etc/{name}", "type": "bind", "source": f"{directory}/{name}", "options": ["rbind", "rprivate"]}
             for name in ("resolv.conf", "hostname", "hosts")
             if f"/etc/{name}" not in taken
         ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from _signal import getsignal as get_signal  # type: ignore[import-not-found]  # without the enums of signal.signal: those write pages
+from _signal import signal as set_signal
 
 from tare.linux import libc
 from tare.linux.constants import CLOSE_RANGE_CLOEXEC, NR_CLOSE_RANGE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG
 
 _LAST_FD = 0xFFFFFFFF
-_SIG_DFL: Any = signal.SIG_DFL
+_SIG_DFL = int(signal.SIG_DFL)
+_CATCHABLE = tuple(sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 # The two real-time signals that glibc keeps for its threads: its sigaction(2), and so Python's, refuses them, yet a parent may have
 # left them ignored. The kernel's own call takes an all-zero struct sigaction (SIG_DFL) of 32 bytes.
@@ -36,13 +38,9 @@ def close_all_but(keep: set[int]) -> None:
 
 def reset_signals() -> None:
     """Default action for every signal and an empty mask, as a fresh program expects (Python itself ignores SIGPIPE and SIGXFSZ)."""
-    for number in signal.valid_signals():
-        if number in (signal.SIGKILL, signal.SIGSTOP):
-            continue
-        try:
-            signal.signal(number, _SIG_DFL)
-        except (OSError, ValueError):
-            continue
+    for number in _CATCHABLE:
+        if get_signal(number) != _SIG_DFL:  # Python knows all actions: those it found at its start and those it made
+            set_signal(number, _SIG_DFL)
     for reserved in _RESERVED:
         libc.syscall(_RT_SIGACTION, reserved, _DEFAULT_ACTION, None, 8, what="rt_sigaction")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

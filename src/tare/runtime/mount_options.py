@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from tare.linux.constants import (
@@ -73,6 +74,11 @@ class MountOptions(NamedTuple):
 
 def parse(options: Iterable[str]) -> MountOptions:
     """Sort options; later ones win over earlier ones. ValueError for what cannot be done."""
+    return _parse(tuple(options))
+
+
+@lru_cache(256)  # nearly all containers have the same mounts
+def _parse(options: tuple[str, ...]) -> MountOptions:
     result = MountOptions()
     data: list[str] = []
     for option in options:

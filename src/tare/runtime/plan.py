@@ -37,6 +37,11 @@ def step(cls: StepType) -> StepType:
     return cls
 
 
+def known_steps() -> dict[str, Any]:
+    """All step classes by name."""
+    return dict(_REGISTRY)
+
+
 def freeze(value: Any) -> Any:
     """JSON arrays as tuples, all the way down."""
     if isinstance(value, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,8 @@ from tare.linux import libc, process
 from tare.linux.cgroup.detect import Layout
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS
-from tare.runtime import init, messages
+from tare.linux.netlink import Route
+from tare.runtime import init, messages, plan
 from tare.runtime.prepared import prepare
 
 SPARE_PREFIX = "spare-"
@@ -62,6 +64,7 @@ def wait_for_steps(line: socket.socket) -> None:
     process.set_dumpable(False)
     process.die_with_parent()
     ahead = prepare()
+    rehearse()
     try:
         message, fds = messages.receive(line)
     except (OSError, ValueError):
@@ -69,3 +72,16 @@ def wait_for_steps(line: socket.socket) -> None:
     if message is None:
         os._exit(0)
     init.run(line, message["steps"], fds, prepared=ahead)
+
+
+def rehearse() -> None:
+    """Decode steps and ask the kernel for a link, as every start does. A page that Python writes for the first time after a fork is
+    copied by the kernel: here that happens while nobody waits."""
+    nested = ["", 0, [""], {"": ""}]
+    text = messages.encode_value([[name, dict.fromkeys(cls._fields, nested)] for name, cls in plan.known_steps().items()])
+    plan.decode_steps(json.loads(text))
+    try:
+        with Route() as route:
+            route.link("lo")
+    except OSError:
+        pass

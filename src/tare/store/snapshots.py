@@ -105,7 +105,8 @@ class Snapshots:
         except FileExistsError:
             raise Conflict(f"snapshot {id} exists already") from None
         try:
-            (path / "layers").write_text("".join(f"{diff_id}\n" for diff_id in diff_ids))
+            with open(f"{path}/layers", "wb", buffering=0) as file:
+                file.write("".join(f"{diff_id}\n" for diff_id in diff_ids).encode())
             upper = path / self._form
             upper.mkdir()
             if self.copies:
@@ -171,7 +172,8 @@ class Snapshots:
 
     def layers(self, id: str) -> tuple[Digest, ...]:
         """The diff_ids under a snapshot, bottom first."""
-        text = (self._existing(id) / "layers").read_text()
+        with open(f"{self._existing(id)}/layers", "rb") as file:
+            text = file.read().decode()
         return tuple(Digest.parse(line) for line in text.split())
 
     def rootfs(self, id: str) -> SnapshotRoot:
