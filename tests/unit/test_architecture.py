@@ -72,3 +72,12 @@ def test_no_shell_is_ever_used() -> None:
                 asked = [keyword.value for keyword in node.keywords if keyword.arg == "shell"]
                 assert not any(isinstance(value, ast.Constant) and value.value for value in asked), path
                 assert not (isinstance(node.func, ast.Attribute) and node.func.attr in ("system", "popen")), path
+
+
+@pytest.mark.parametrize("module", ["tare.runtime.launcher", "tare.runtime.cli.lifecycle"])
+def test_what_is_forked_for_every_container_carries_no_heavy_modules(module: str) -> None:
+    """Each megabyte in the launcher is page tables to copy at every fork; ``tare-runtime`` pays for each module in time."""
+    heavy = {"dataclasses", "inspect", "ast", "pathlib", "ipaddress", "subprocess", "shutil", "tempfile", "argparse", "logging"}
+    program = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert heavy.isdisjoint(done.stdout.split())

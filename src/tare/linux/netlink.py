@@ -26,9 +26,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from tare.linux import netlink_message as nl
 from tare.linux.netlink_message import Message
@@ -118,11 +117,10 @@ _NEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, index
 _BUFFER = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A network interface. ``master`` is the index of the bridge (or bond) it belongs to, 0 for none."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
     name: str
     mac: str
     flags: int
@@ -140,11 +138,10 @@ class Link:
         return bool(self.flags & IFF_LOOPBACK)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """An address of a link; ``family`` is ``AF_INET`` or ``AF_INET6``."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
     family: int
     address: str
     prefix: int
@@ -156,14 +153,13 @@ class Address:
         return f"{self.address}/{self.prefix}"
 
 
-@dataclass(frozen=True, slots=True)
-class RouteEntry:
+class RouteEntry(NamedTuple):
     """A unicast, local or other route. ``destination`` is ``default`` or a network with prefix length."""
 
     family: int
     destination: str
     gateway: str
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
     source: str
     table: int
     protocol: int
