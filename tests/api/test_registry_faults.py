@@ -334,7 +334,7 @@ def test_no_descriptors_left(tmp_path: Path) -> None:
 
 def test_kills_in_the_middle_of_pushes(tmp_path: Path) -> None:
     """After each kill -9: what was acknowledged is there, whole; what was not is there whole or not at all."""
-    rounds = random.Random(7)
+    rounds = random.Random(int(os.environ.get("TARE_SEED", "7")))
     registry = Registry(tmp_path)
     for number in range(KILLS):
         pushers = [Pusher(registry, f"team/app{each}", rounds.randrange(10**9)) for each in range(3)]
