@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,11 +64,11 @@ class Registry:
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, *, chunks: Iterable[bytes] = ()
     ) -> http.client.HTTPResponse:
         """``chunks``: a body of no told length."""
-        connection = http.client.HTTPConnection(self.address, timeout=20)
-        connection.request(method, path, chunks or body or None, headers or {})
-        response = connection.getresponse()
-        response.content = response.read()  # type: ignore[attr-defined]
-        connection.close()
+        with closing(http.client.HTTPConnection(self.address, timeout=20)) as connection:
+            connection.request(method, path, chunks or body or None, headers or {})
+            response = connection.getresponse()
+            with closing(response):
+                response.content = response.read()  # type: ignore[attr-defined]
         return response
 
     def push_blob(self, name: str, data: bytes) -> str:
