@@ -205,7 +205,7 @@ def test_slow_clients_are_in_nobodys_way(registry: Registry) -> None:
         readers.append(sock)
     started = time.monotonic()
     registry.push_image("quick", "v1")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     for sock, path in zip(senders, paths, strict=True):
         sock.sendall(b"56789")
         assert sock.recv(1000).startswith(b"HTTP/1.1 202")
@@ -222,30 +222,28 @@ def test_uploads_that_break_off_go_on(registry: Registry) -> None:
     digest, blob = digest_of(data), f"/v2/broken/blobs/{digest_of(data)}"
     path = registry.call("POST", "/v2/broken/blobs/uploads/").headers["Location"]
     sent = 0
-    for part in (1, 70_000, 1 << 20):
-        sock = started_upload(registry, path, len(data) - sent, data[sent : sent + part])
-        time.sleep(0.05)
-        if part > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not an orderly end
-        sock.close()
-        for _ in range(200):
-            state = registry.call("GET", path)
-            if state.status == 204 and (state.headers["Range"] != "0-0" or sent == 0):
-                break
+
+    def until(method: str, body: bytes = b"", *, beyond: int = 0) -> int:
+        for _ in range(500):
+            state = registry.call(method, path, body)
+            offset = int(state.headers.get("Range", "0-0").partition("-")[2]) + 1
+            if state.status in (202, 204) and offset > beyond:
+                return offset
             time.sleep(0.02)
-        first = int(state.headers["Range"].partition("-")[2]) + 1
-        assert sent <= first <= sent + part or first == 1
+        raise AssertionError("the registry does not take any bytes")
+
+    for part, reset in ((2, False), (70_000, True), (1 << 20, True)):
+        sock = started_upload(registry, path, len(data) - sent, data[sent : sent + part])
+        until("GET", beyond=max(sent, 1))
+        assert registry.call("PATCH", path, b"x").status == 409
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+        before, sent = sent, until("PATCH", beyond=1)  # of nothing, as soon as the other one has ended
+        assert before < sent <= before + part
+        assert registry.call("GET", path).headers["Range"] == f"0-{sent - 1}"
         assert registry.call("HEAD", blob).status == 404
-        sent = first if state.headers["Range"] != "0-0" else sent + part
-    both = started_upload(registry, path, len(data) - sent, b"")
-    time.sleep(0.1)
-    assert registry.call("PATCH", path, b"x").status == 409
-    both.close()
-    for _ in range(100):
-        finished = registry.call("PUT", f"{path}?digest={digest}", data[sent:], {"Content-Range": f"{sent}-{len(data) - 1}"})
-        if finished.status != 409:
-            break
-        time.sleep(0.02)
+    finished = registry.call("PUT", f"{path}?digest={digest}", data[sent:], {"Content-Range": f"{sent}-{len(data) - 1}"})
     assert finished.status == 201
     assert content(registry.call("GET", blob)) == data
 
@@ -303,7 +301,7 @@ def test_no_descriptors_left(tmp_path: Path) -> None:
     assert kept.getresponse().read() == b"{}"
     host, _, port = registry.address.rpartition(":")
     idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(60)]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         kept.request("GET", "/v2/app/manifests/v1")
         answer = kept.getresponse()
