@@ -285,6 +285,10 @@ def test_bandwidth_is_limited(engine: Daemon, network: Callable[..., str]) -> No
     assert "rate 8Mbit" in subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
     pid = str(inspect(engine, "container", container)["State"]["Pid"])
     assert "rate 16Mbit" in subprocess.run(["nsenter", "-t", pid, "-n", "tc", "qdisc"], capture_output=True, text=True, check=True).stdout
+    engine.tare("run", "-d", "--network-bandwidth", "3mbit", "busybox", "sleep", "1000")
+    assert "rate 3Mbit" in subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+    wrong = engine.tare("run", "--rm", "--network-bandwidth", "fast", "busybox", "true", check=False)
+    assert "invalid bandwidth 'fast'" in wrong.stderr
 
 
 def test_ipv6_ports(engine: Daemon, network: Callable[..., str]) -> None:
@@ -336,8 +340,11 @@ def test_docker_py(engine: Daemon) -> None:
 def test_compose_resolves_services(engine: Daemon, tmp_path: Path) -> None:
     (tmp_path / "docker-compose.yml").write_text(
         "version: '3'\nservices:\n  db:\n    image: busybox\n    command: sleep 1000\n    networks: {back: {aliases: [storage]}}\n"
+        "    volumes: ['ram:/ram', 'plain:/plain:ro', '/anonymous']\n    tmpfs: /scratch:size=1m\n"
         "  web:\n    image: busybox\n    command: sleep 1000\n    networks: [back, front]\n"
-        "networks:\n  back:\n    internal: true\n  front:\n"
+        "networks:\n  back:\n    internal: true\n    ipam: {config: [{subnet: 10.213.12.0/24}]}\n"
+        "    driver_opts: {com.docker.network.driver.mtu: '1200'}\n  front:\n"
+        "volumes:\n  plain:\n  ram:\n    driver_opts: {type: tmpfs, device: tmpfs, o: 'size=64k'}\n"
     )
     environment = {**os.environ, "DOCKER_HOST": engine.host, "COMPOSE_PROJECT_NAME": f"p{uuid.uuid4().hex[:6]}"}
 
@@ -351,8 +358,11 @@ def test_compose_resolves_services(engine: Daemon, tmp_path: Path) -> None:
         found = compose("exec", "-T", "web", "nslookup", "db")
         assert len({line for line in found.splitlines() if line.startswith("Address: ")}) == 2, found
         assert "Name:\tstorage" in compose("exec", "-T", "web", "nslookup", "storage")
+        shown = compose("exec", "-T", "db", "sh", "-c", "ip addr show eth0; df -k /ram /scratch; touch /plain/x || true")
+        assert "mtu 1200" in shown and "inet 10.213.12." in shown and shown.count("tmpfs") == 2
     finally:
-        compose("down", "-t", "0")
+        compose("down", "-v", "-t", "0")
+    assert environment["COMPOSE_PROJECT_NAME"] not in engine.docker("volume", "ls", "-q").stdout
 
 
 def test_nothing_is_left_of_many_networks(engine: Daemon) -> None:

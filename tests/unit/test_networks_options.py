@@ -8,7 +8,8 @@ import pytest
 
 from tare.daemon_options import UsageError, load
 from tare.errors import Forbidden, InvalidArgument, TareError
-from tare.networks.creation import NewNetwork, check_request, configured
+from tare.networks.creation import NewNetwork, check_network, check_request, configured
+from tare.networks.firewall import table_name
 from tare.networks.model import Network, Subnet
 from tare.networks.options import BridgeOptions, bridge_options, mtu
 
@@ -66,6 +67,17 @@ def test_a_configuration_network_lends_its_settings() -> None:
         configured(NewNetwork("n", ipv6=True), source)
     with pytest.raises(Forbidden, match="not a configuration network"):
         configured(NewNetwork("n"), Network("id", "plain", "bridge", 1))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a;b", "a b", "a/b", "", "x" * 16, "a{b}", "a\nb", "..", "-a", "$x"])
+def test_names_of_bridges_stay_names(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="invalid bridge name"):
+        check_network(Network("i" * 64, "n", "bridge", 1, bridge=name))
+
+
+def test_every_bridge_has_a_table_of_its_own() -> None:
+    names = ["br-a", "br_a", "br.a", "bra", "br-a_"]
+    assert len({table_name(name) for name in names}) == len(names) and table_name("br-a") == "tare_br_a"
 
 
 def test_a_network_has_a_family() -> None:

@@ -15,7 +15,8 @@ from tare.networks.ipam import Range, inside
 from tare.networks.model import PREDEFINED, Network, Subnet
 
 NETWORK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-LINK_NAME = re.compile(r"[^\s/:%]{1,15}")
+LINK_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}")
+"""What a bridge may be called: the name stands in packet rules and paths, so not all that the kernel would take."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def check_network(network: Network) -> None:
     """Refuse options that cannot be."""
     if network.driver == "bridge":
         if not LINK_NAME.fullmatch(network.bridge):
-            raise InvalidArgument(f"invalid bridge name {network.bridge!r}: 1 to 15 characters, no space, no slash")
+            raise InvalidArgument(f"invalid bridge name {network.bridge!r}: 1 to 15 letters, digits, '-', '_' and '.'")
         driver_options.bridge_options(network.options)
         vxlan.check(network)
     else:

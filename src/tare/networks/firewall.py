@@ -34,6 +34,7 @@ so several daemons and tests do not collide.
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +225,12 @@ def _change(verb: str, table: str, redirects: Iterable[Redirect], with_target: b
     return "".join(lines)
 
 
+def table_name(bridge: str) -> str:
+    """The name of a bridge's tables: its own, and no other's."""
+    plain = f"tare_{bridge.replace('-', '_').replace('.', '_')}"
+    return f"{plain}_{hashlib.sha256(bridge.encode()).hexdigest()[:8]}" if "_" in bridge or "." in bridge else plain
+
+
 class Firewall:
     """The rules of one bridge in the kernel."""
 
@@ -232,7 +239,7 @@ class Firewall:
         self._bridge = bridge
         self._subnets = tuple(subnets)
         self._rules = rules
-        self.table = f"tare_{bridge.replace('-', '_').replace('.', '_')}"
+        self.table = table_name(bridge)
 
     def apply(self, redirects: Iterable[Redirect]) -> None:
         """Put the tables and all their redirects in place, whatever was there of them before."""
