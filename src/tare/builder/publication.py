@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 IN_TOTO = "application/vnd.in-toto+json"
 _PREDICATE = "in-toto.io/predicate-type"
 _REFERENCE_DIGEST, _REFERENCE_TYPE = "vnd.docker.reference.digest", "vnd.docker.reference.type"
-_ANNOTATION = re.compile(r"(?:(manifest|index|manifest-descriptor|index-descriptor)(?:\[([^\]]+)\])?:)?([^=:][^=]*)=(.*)", re.DOTALL)
+_TYPE = re.compile(r"(manifest|index|manifest-descriptor|index-descriptor)(?:\[([^\]]+)\])?")
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,13 @@ class Annotations:
         entries = []
         for text in texts:
             types, colon, rest = text.partition(":")
-            kinds = (
-                types.split(",")
-                if colon and "=" not in types and all(_ANNOTATION.fullmatch(f"{one}:a=b") for one in types.split(","))
-                else None
-            )
-            for kind in kinds or ["manifest"]:
-                match = _ANNOTATION.fullmatch(f"{kind}:{rest if kinds else text}")
-                if match is None:
-                    raise InvalidArgument(f"invalid annotation {text!r}: [TYPE:]KEY=VALUE is expected")
-                entries.append((match[1], match[2] or "", match[3], match[4]))
+            kinds = [_TYPE.fullmatch(one) for one in types.split(",")] if colon and "=" not in types else [None]
+            found = [(kind[1], kind[2] or "") for kind in kinds if kind is not None]
+            key, equals, value = (rest if len(found) == len(kinds) else text).partition("=")
+            if not key or not equals:
+                raise InvalidArgument(f"invalid annotation {text!r}: [TYPE:]KEY=VALUE is expected")
+            for where, platform in found if len(found) == len(kinds) else [("manifest", "")]:
+                entries.append((where, platform, key, value))
         for name, value in (attributes or {}).items():
             match = re.fullmatch(r"annotation(?:-(manifest|index|manifest-descriptor|index-descriptor))?(?:\[([^\]]+)\])?\.(.+)", name)
             if match is not None:

@@ -263,6 +263,8 @@ class Client:
         self.idle: list[Wire] = []
         self._open = opener
         self._headers = headers or {}
+        self._understood = False
+        """Whether the daemon has answered a request of this version."""
 
     def another(self) -> Client:
         """A client of the same daemon with connections of its own, for another thread or a signal handler."""
@@ -345,6 +347,8 @@ class Client:
 
     def negotiate(self) -> None:
         """Learn the daemon's version when a request cannot be repeated."""
+        if self._understood:
+            return
         response = self._send("HEAD", "/_ping", None, b"", {})
         self._adopt(response)
 
@@ -387,6 +391,7 @@ class Client:
             if response.status == 400 and self._adopt(response):
                 response.read()
                 continue
+            self._understood = self._understood or response.status < 400
             return response
 
     def _connect(self) -> Wire:
