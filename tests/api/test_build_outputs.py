@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -155,6 +156,43 @@ def test_pull_and_platform(engine: Daemon, registry: str, tmp_path: Path) -> Non
     failed = engine.tare("build", "--platform", "linux/s390x", "-", input="FROM scratch\nCOPY --from=busybox / /\nRUN true\n", check=False)
     assert failed.returncode == 1
     engine.docker("rmi", "-f", "pulled", "arm", name)
+
+
+_ARM = (
+    # openat("/out", O_CREAT | O_WRONLY, 0644); write to it and to standard output; exit(0)
+    "600c8092 21020010 220880d2 833480d2 080780d2 010000d4 c1010010 620080d2 080880d2 010000d4 200080d2 21010010 620080d2 080880d2 "
+    "010000d4 000080d2 a80b80d2 010000d4 2f6f757400000000 61726d00"
+)
+
+
+def arm_program() -> bytes:
+    """A static program for arm64."""
+    code = bytes.fromhex(_ARM.replace(" ", ""))
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = 120 + len(code)
+    return head + struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, size, size, 0x1000) + code
+
+
+def test_programs_for_another_machine_run_by_an_emulator(engine: Daemon, tmp_path: Path) -> None:
+    """Where binfmt_misc has qemu; elsewhere the build says what is missing. The registration is ours alone, and gone afterwards."""
+    emulator = shutil.which("qemu-aarch64-static")
+    if emulator is None:
+        pytest.skip("needs qemu-user-static: apt-get install qemu-user-static")
+    context = _written(tmp_path / "c", 'FROM scratch\nCOPY prog /prog\nRUN ["/prog"]\n')
+    (context / "prog").write_bytes(arm_program())
+    (context / "prog").chmod(0o755)
+    command = [str(BIN / "tare"), "-H", engine.host, "build", "--platform", "linux/arm64", "-o", str(tmp_path / "out"), str(context)]
+    before = subprocess.run(command, capture_output=True, text=True, check=False)
+    if before.returncode:
+        assert "register an emulator with binfmt_misc" in before.stderr
+        magic = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+        mask = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
+        place, name = "/proc/sys/fs/binfmt_misc", f"tare-test-{os.getpid()}"
+        register = f"printf '%s' ':{name}:M::{magic}:{mask}:{emulator}:F' > {place}/register"
+        script = f'mount -t binfmt_misc none {place} && {register} && "$@"; code=$?; echo -1 > {place}/{name}; exit $code'
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", script, "sh", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/out").read_bytes() == b"arm"
 
 
 def _written(path: Path, dockerfile: str) -> Path:
