@@ -33,7 +33,7 @@ compile: $(STAMP)
 
 .PHONY: compile
 
-demo: setup compile  ## the main job: an image from a real registry runs as an isolated, limited container
+demo: setup compile  ## the main job: an image from our own registry runs as an isolated, limited container
 	@$(BIN)/python scripts/demo.py
 
 test: setup test-packages compile  ## every test

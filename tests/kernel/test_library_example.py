@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs/library.md"
 
 
 def test_example(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     done = subprocess.run([sys.executable, "-W", "error", "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     lines = done.stdout.splitlines()
