@@ -43,7 +43,8 @@ def start(folder: Path, before: tuple[str, ...] = (), *, fixed: bool) -> World:
     users.write_text(f"ann:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n")
     hub = begin("hub", HUB)
     upstream = f"127.0.0.1:{HUB}" if fixed else hub.address
-    mirror = begin("mirror", MIRROR, "--cache", f"docker.io={upstream}", "--mirror", "docker.io", "--read-only")
+    log = ("--access-log", str(folder / "mirror.log"))
+    mirror = begin("mirror", MIRROR, "--cache", f"docker.io={upstream}", "--mirror", "docker.io", "--read-only", *log)
     registries = {
         "tokens": begin("tokens", TOKENS, "--htpasswd", str(users), "--anonymous-pull"),
         "passwords": begin("passwords", PASSWORDS, "--htpasswd", str(users)),
@@ -148,6 +149,30 @@ def test_our_cache_as_the_engines_mirror(engine_and_world: tuple[Engine, World])
     finally:
         world.hub.start()
     engine("rmi", "cached")
+
+
+def test_containerd_names_the_registry_it_means(with_dockerd: tuple[World, str], tmp_path: Path) -> None:
+    """hosts.toml sends it to the cache, which several registries share: ``?ns=docker.io``. (dockerd's own containerd.)"""
+    if shutil.which("ctr") is None:
+        pytest.skip("needs ctr: apt-get install containerd")
+    world, socket = with_dockerd
+    engine = Engine([str(DOCKER), "-H", f"unix://{socket}"], tmp_path)
+    name = f"{world.ports['hub']}/library/forcontainerd"
+    engine("tag", "busybox", name)
+    engine("push", "-q", name)
+    engine("rmi", name)
+    folder = tmp_path / "hosts" / "docker.io"
+    folder.mkdir(parents=True)
+    host = f'[host."http://{world.ports["mirror"]}"]\ncapabilities = ["pull", "resolve"]\n'
+    (folder / "hosts.toml").write_text(f'server = "https://127.0.0.1:9"\n{host}')
+    pid = (Path(socket).parent / "pid").read_text()
+    inside = ["nsenter", "-t", pid, "-n", "ctr", "-a", f"{Path(socket).parent}/run/containerd/containerd.sock"]
+    command = [*inside, "content", "fetch", "--hosts-dir", str(tmp_path / "hosts"), "docker.io/library/forcontainerd:latest"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = [json.loads(line) for line in (Path(world.mirror.root).parent / "mirror.log").read_text().splitlines()]
+    assert any(record.get("query") == "ns=docker.io" and record["status"] == 200 for record in asked)
+    assert (Path(world.mirror.root) / "repositories/docker.io/library/forcontainerd/_tags/latest").exists()
 
 
 def test_podman_with_a_mirror(tmp_path: Path, with_tared: tuple[World, Daemon]) -> None:

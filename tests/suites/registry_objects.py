@@ -341,6 +341,39 @@ class StorageContract:
         between("hide", lambda: storage.link_blob("target", digest))
         assert b"".join(storage.read(digest, 0, storage.size("target", digest))) == data
 
+    def test_a_collection_links_only_what_it_took_away(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A kill between the removal of a link and the look at manifests is made good; nothing else that a manifest names gets a link."""
+        secret = push_blob(storage, "secret", b"of another repository")
+        elsewhere = {
+            "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "digest": secret,
+            "size": 21,
+            "urls": ["https://x"],
+        }
+        document = json.dumps({"schemaVersion": 2, "layers": [elsewhere]}).encode()
+        storage.put_manifest("thief", document, Digest.of(document), "application/vnd.oci.image.manifest.v1+json", None, "v1", [])
+        upkeep.collect(storage)
+        assert not storage.has_blob("thief", secret)
+
+        digest = push_blob(storage, "app", b"late")
+
+        def killed(name: str, given: Digest) -> None:
+            real(name, given)
+            if name == "app":
+                push_image(storage, "app", "v1", b"other")  # something that names it appears, and was let in while the link was there
+                late = json.dumps({"schemaVersion": 2, "layers": [{"mediaType": "x/y", "digest": digest, "size": 4}]}).encode()
+                storage.put_manifest("app", late, Digest.of(late), "application/vnd.oci.image.manifest.v1+json", None, "late", [])
+                raise KeyboardInterrupt
+
+        real = storage.delete_blob
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(storage, "delete_blob", killed)
+            upkeep.collect(storage, grace=-60)
+        assert not storage.has_blob("app", digest)
+        upkeep.collect(storage)
+        assert storage.has_blob("app", digest) and not storage.has_blob("thief", secret)
+        assert storage.repositories() == ["app", "secret", "thief"]
+
     @pytest.mark.parametrize("brought_back_by", ["us", "others"])
     def test_what_a_collection_has_in_hand_is_there(self, storage: Storage, monkeypatch: pytest.MonkeyPatch, brought_back_by: str) -> None:
         """A collection hides a blob for a moment, looks, and brings it back: whoever reads it then sees nothing of that."""
@@ -392,7 +425,6 @@ class StorageContract:
         assert storage.size("app", digest) == 15
         manifest = push_image(storage, "app", "v1", b"layer")
         storage.objects.hide(manifest)
-        storage.delete_blob("app", Digest.of(b"layer"))
         upkeep.collect(storage)
         assert storage.size("app", Digest.of(b"layer")) == 5
         assert Digest.of(storage.document(manifest)) == manifest

@@ -6,7 +6,8 @@ Whatever the order, one of the two sees the other, so that no process has to loc
 is brought back by the first who misses it, and by the next collection.
 
 The same with a repository's links to blobs that no manifest names: they go after a ``grace`` (a push uploads blobs before the manifest),
-and come back when a manifest that names them appeared at the same time.
+and come back when a manifest that names them appeared at the same time. What is about to go is written down before
+(``repositories/NAME/_unlinking``), for the collection after a kill.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tare.errors import InvalidArgument
 from tare.oci.digest import Digest
 from tare.registry.errors import RegistryError
 from tare.registry.storage import Storage
@@ -116,18 +118,32 @@ class _Collection:
         used, linked = self._used(name), storage.blobs(name)
         if used is None:
             return
-        for digest in used.difference(linked, storage.manifests(name)):  # a killed collection took the link away
+        for digest in used.intersection(self._taken(name)):
             _try_link(storage, name, digest)
         gone = [digest for digest in linked if digest not in used and storage.link_time(name, digest) <= before]
-        for digest in gone:
-            try:
-                storage.delete_blob(name, digest)
-            except RegistryError:
-                continue
         if gone:
+            storage.objects.put(_taking(name), json.dumps(gone).encode())
+            for digest in gone:
+                try:
+                    storage.delete_blob(name, digest)
+                except RegistryError:
+                    continue
             used = self._used(name)
             for digest in gone if used is None else used.intersection(gone):
                 _try_link(storage, name, digest)
+        storage.objects.remove(_taking(name))
+
+    def _taken(self, name: str) -> list[Digest]:
+        """Links that a killed collection may have taken away. No others are made: a manifest may well name what its repository must not
+        have (layers that lie elsewhere, blobs of a cached image that nobody has asked for)."""
+        try:
+            return [Digest.parse(text) for text in json.loads(self._storage.objects.get(_taking(name)))]
+        except (FileNotFoundError, ValueError, InvalidArgument):
+            return []
+
+
+def _taking(name: str) -> str:
+    return f"repositories/{name}/_unlinking"
 
 
 def _try_link(storage: Storage, name: str, digest: Digest) -> None:

@@ -167,7 +167,7 @@ class PullThrough:
                 return _place(source, name[len(prefix) + 1 :])
         if namespace:
             for source in self._sources.values():
-                if namespace == source.upstream:
+                if namespace in (source.upstream, source.prefix):  # the latter when the upstream is itself a mirror
                     return _place(source, name)
             raise RegistryError("NAME_UNKNOWN", f"this registry does not mirror {namespace[:200]}", {"name": name})
         return _place(self._mirror, name) if self._mirror else None
