@@ -337,12 +337,19 @@ async def ipv6_traffic(root: Path) -> None:
     assert await asyncio.to_thread(ask_tcp, None, "::1", 8181)
     await engine.networks.disconnect(cid(1))
     assert "8181" not in nft("list ruleset")
-    await engine.close()
-    assert nft("list ruleset") == ""
+    stays = await engine.networks.connect(cid(3), "stays", bindings=[PortBinding(80, "tcp", "", 8282, 8282)])
+    assert stays.address6 and len(stays.ports) == 2
+    engine.die()
     engine = Engine(root, ipv6=False)
     await engine.networks.start()
+    await engine.networks.restore({cid(3): 0})
     assert [subnet.ipv6 for subnet in engine.networks.get("bridge").network.subnets] == [False]
+    (kept,) = engine.networks.connections()
+    assert (kept.address, kept.address6, [port.host_ip for port in kept.ports]) == (stays.address, "", ["0.0.0.0"])
+    assert "8282" in nft("list ruleset")
+    await engine.networks.disconnect(cid(3))
     await engine.close()
+    assert nft("list ruleset") == ""
     del servers
 
 

@@ -27,6 +27,8 @@ HOST = "198.51.100.1"
 OUTSIDE = "198.51.100.2"
 HOST6 = "2001:db8::1"
 OUTSIDE6 = "2001:db8::2"
+PATIENCE = 10.0
+"""Seconds for what is to succeed: on a busy machine the kernel takes its time until a new link carries."""
 
 
 def in_thread(action: Callable[[], T]) -> T:
@@ -73,7 +75,7 @@ class Namespace:
     def socket(self, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
         """A socket that belongs to this namespace, wherever it is used."""
         made = self.run(lambda: socket.socket(family, kind))
-        made.settimeout(3)
+        made.settimeout(PATIENCE)
         return made
 
 
@@ -161,7 +163,7 @@ def _socket(where: Namespace | None, host: str, kind: int) -> socket.socket:
     return where.socket(kind, family) if where else socket.socket(family, kind)
 
 
-def ask_tcp(where: Namespace | None, host: str, port: int, timeout: float = 3) -> str:
+def ask_tcp(where: Namespace | None, host: str, port: int, timeout: float = PATIENCE) -> str:
     """What a server says; raises ``OSError`` when it cannot be reached."""
     with _socket(where, host, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)
@@ -169,7 +171,7 @@ def ask_tcp(where: Namespace | None, host: str, port: int, timeout: float = 3) -
         return client.recv(100).decode()
 
 
-def ask_udp(where: Namespace | None, host: str, port: int, timeout: float = 3) -> str:
+def ask_udp(where: Namespace | None, host: str, port: int, timeout: float = PATIENCE) -> str:
     with _socket(where, host, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout)
         client.connect((host, port))

@@ -6,6 +6,7 @@ thread; the rest is quick.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from tare.errors import InvalidArgument, ResourceExhausted
@@ -105,16 +106,26 @@ class AttachedNetwork:
             if ip_address(address) in pool:
                 pool.release(ip_address(address))
 
-    def adopt(self, connection: Connection) -> bool:
-        """Take over a recorded connection; False when an address does not belong here or is taken."""
-        addresses = [ip_address(address) for address in (connection.address, connection.address6) if address]
-        found = [(pool, address) for address in addresses for pool in self.pools if address in pool.subnet and address not in pool]
-        if len(found) < len(addresses):
-            return False
+    def adopt(self, connection: Connection) -> Connection | None:
+        """Take over a recorded connection, without an address (and its ports) of a family that the network has no more; None when nothing
+        of it belongs here, or an address is taken."""
+        found: list[tuple[Pool, Address]] = []
+        for ipv6, text in ((False, connection.address), (True, connection.address6)):
+            if not text:
+                continue
+            pool = next((pool for pool in self.pools if ip_address(text) in pool.subnet), None)
+            if pool is None:
+                connection = _without(connection, ipv6)
+            elif ip_address(text) in pool:
+                return None
+            else:
+                found.append((pool, ip_address(text)))
+        if not found:
+            return None
         for pool, address in found:
             pool.adopt(address)
         self.connections[connection.container_id] = connection
-        return True
+        return connection
 
     # Published ports
 
@@ -199,6 +210,14 @@ class AttachedNetwork:
 
 def _route(subnet: Subnet, version: int) -> str:
     return subnet.auxiliary.get(GATEWAY_KEYS[version]) or subnet.gateway
+
+
+def _without(connection: Connection, ipv6: bool) -> Connection:
+    """A connection that has lost its addresses of one family."""
+    ports = tuple(port for port in connection.ports if (":" in port.host_ip) != ipv6)
+    if ipv6:
+        return replace(connection, address6="", prefix_length6=0, gateway6="", ports=ports)
+    return replace(connection, address="", prefix_length=0, gateway="", ports=ports)
 
 
 def _redirects(connection: Connection) -> list[Redirect]:

@@ -126,9 +126,15 @@ class Places:
     def adopt(self, connection: Connection) -> None:
         """Take a recorded connection over after a restart of the daemon."""
         attached = self._catalogue.attached.get(connection.network_id)
-        if attached is not None and attached.adopt(connection):
-            self._places.setdefault(connection.container_id, {})[connection.network_id] = connection
-            for port in self._ports.hold_again(connection.ports):
+        adopted = attached.adopt(connection) if attached is not None else None
+        if adopted is not None:
+            self._places.setdefault(adopted.container_id, {})[adopted.network_id] = adopted
+            if adopted != connection:
+                log.warning(
+                    "network %s of container %s has changed: what it has no more is dropped", adopted.network_name, adopted.container_id
+                )
+                self._records.put_connection(adopted)
+            for port in self._ports.hold_again(adopted.ports):
                 self._catalogue.warn(f"another program listens on published port {port.host_ip}:{port.host_port}/{port.protocol}")
         elif connection.network_id in self._catalogue.networks and not connection.host_link:
             self._places.setdefault(connection.container_id, {})[connection.network_id] = connection
