@@ -197,7 +197,7 @@ def stages(found: dict[str, Builder], root: Path) -> None:
 
 
 _PYTHON = """FROM debian-bench:latest
-ENV DEBIAN_FRONTEND=noninteractive PIP_BREAK_SYSTEM_PACKAGES=1
+ENV DEBIAN_FRONTEND=noninteractive PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CERT=/etc/machine.crt
 COPY machine/ /
 RUN apt-get update
 RUN apt-get install -y --no-install-recommends python3 python3-pip ca-certificates
@@ -225,7 +225,6 @@ _MACHINE = (
     "/etc/apt/sources.list.d",
     "/etc/apt/apt.conf.d",
     "/etc/pip.conf",
-    "/etc/ssl/certs/ca-certificates.crt",
 )
 
 
@@ -238,6 +237,7 @@ def _machine(path: Path) -> None:
         elif source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    shutil.copyfile("/etc/ssl/certs/ca-certificates.crt", path / "etc/machine.crt")
 
 
 def python(found: dict[str, Builder], root: Path) -> None:

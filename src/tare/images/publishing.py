@@ -44,6 +44,9 @@ from tare.store.content import ContentStore
 from tare.store.layers.driver import LayerDriver
 from tare.store.metadata import Metadata
 
+_REMEMBERED = 10_000
+"""Layers of builders whose blobs are known by heart."""
+
 
 class Blobs:
     """Which compressed blob stands for which layer, as the manifests of all images tell."""
@@ -115,6 +118,8 @@ class Publisher:
         self._registry = registry
         self._events = events
         self._packing: SharedTasks[Descriptor] = SharedTasks()
+        self._packed: dict[tuple[Digest, Compression], Descriptor] = {}
+        """What was packed for a builder: no image may name it, so it lasts until the next collection."""
 
     async def push(
         self,
@@ -316,9 +321,17 @@ class Publisher:
             pins.hold(known.digest)
             if (not force or _packed_as(known, compression)) and self._content.has(known.digest):
                 return _retyped(known, kind)
+        before = self._packed.get((diff_id, compression))
+        if before is not None:
+            pins.hold(before.digest)
+            if self._content.has(before.digest):
+                return _retyped(before, kind)
         source = known.digest if known is not None and self._content.has(known.digest) else None
         made = await self._packing.run((diff_id, compression), lambda _: self._pack(diff_id, pins, compression, source), lambda _: None)
         pins.hold(made.digest)
+        if len(self._packed) >= _REMEMBERED:
+            del self._packed[next(iter(self._packed))]
+        self._packed[diff_id, compression] = made
         return _retyped(made, kind)
 
     async def _pack(self, diff_id: Digest, pins: Pins, compression: Compression, source: Digest | None) -> Descriptor:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from tare.engine import Engine
 
 
+_LISTING_LIMIT = 512 << 20
+"""Some four million files."""
 _KEPT = 4096
 """Messages of a quiet build that are kept for the case that it fails."""
 
@@ -104,8 +106,14 @@ class BuildHandlers:
             raise InvalidArgument(f"build {session.id} takes no listing")
         session.busy += 1
         try:
-            listing = b"".join([bytes(chunk) async for chunk in request.chunks()])
-            session.plan = await self._builder.contexts.plan(state.name, listing)
+            listing = bytearray()
+            async for chunk in request.chunks():
+                listing += chunk
+                if len(listing) > _LISTING_LIMIT:
+                    raise InvalidArgument(
+                        f"the listing of the build context is larger than {_LISTING_LIMIT >> 20} MiB: leave files out of it"
+                    )
+            session.plan = await self._builder.contexts.plan(state.name, bytes(listing))
         finally:
             session.busy -= 1
         return json_response({"Needed": ranges(session.plan.needed)})
