@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_world import DOCKER, Daemon
+
+# An example that takes long says something about the machine and its load, not about the code.
+settings.register_profile("tare", deadline=None)
+settings.load_profile("tare")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tare.builder.instructions import RunMount
@@ -27,6 +28,8 @@ FLAGS: dict[str, dict[str, str]] = {
 MOUNT_TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
 _VARIABLE = re.compile(r"\$.")
+_CHECKED = frozenset({"type", "sharing", "mode", "size", "readonly", "ro", "rw", "readwrite", "required"})
+"""Keys whose values are not any text."""
 _SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TRUTH = {"true": True, "1": True, "t": True, "": True, "false": False, "0": False, "f": False}
 
@@ -104,18 +107,26 @@ def parse_flags(keyword: str, words: list[str]) -> dict[str, Any]:
     return values
 
 
-def parse_mount(text: str) -> RunMount:
-    """One ``--mount``: comma-separated ``key=value`` as in a CSV line. Values are not expanded yet."""
+def parse_mount(text: str, expand: Callable[[str], str] | None = None) -> RunMount:
+    """One ``--mount``: comma-separated ``key=value`` as in a CSV line. Without ``expand`` variables stay as they are written."""
     fields: dict[str, Any] = {}
     try:
         words = next(csv.reader(io.StringIO(text)))
     except (csv.Error, StopIteration):
         raise InvalidArgument(f"invalid mount {text!r}: it is no comma-separated list") from None
+    later = False
     for word in words:
         key, equals, value = word.partition("=")
-        _field(fields, key.strip().lower(), value, bool(equals), word)
-    mount = RunMount(**fields)
-    _check(mount, text)
+        key = key.strip().lower()
+        if expand is not None and key != "from":
+            value = expand(value)
+        elif _VARIABLE.search(value) and key in _CHECKED:
+            later = True
+            continue
+        _field(fields, key, value, bool(equals), word)
+    mount = RunMount(**fields, text=text if expand is None and _VARIABLE.search(text) else "")
+    if not later:
+        _check(mount, text)
     return mount
 
 

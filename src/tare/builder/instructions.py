@@ -51,6 +51,8 @@ class RunMount:
     required: bool = False
     size: int = 0
     env: str = ""
+    text: str = ""
+    """The flag's value as it was written, when there are variables in it: what they make of it is known at the RUN's place only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import msgspec
 from tare.builder import configure, copying, emulation, runmounts
 from tare.builder import instructions as ins
 from tare.builder.cache import key_of
+from tare.builder.flags import parse_mount
 from tare.builder.request import NETWORK_HOST, SECURITY_INSECURE, RunFailed
 from tare.builder.running import Job
 from tare.containers.record import MountPoint
@@ -42,7 +43,11 @@ class _Mounts:
 
     def _expanded(self, mount: ins.RunMount) -> ins.RunMount:
         one = self._stage.words.one
-        fields: dict[str, Any] = {name: one(getattr(mount, name)) for name in ("target", "source", "from_", "id", "uid", "gid")}
+        if mount.text:
+            mount = parse_mount(mount.text, one)
+            fields: dict[str, Any] = {"target": mount.target}
+        else:
+            fields = {name: one(getattr(mount, name)) for name in ("target", "source", "from_", "id", "uid", "gid")}
         if fields["target"]:
             target = os.path.normpath(os.path.join("/", self._stage.container.working_dir, fields["target"])).replace("//", "/")
             if target == "/":
