@@ -25,9 +25,9 @@ from pull import layout, publish, registry
 _FILES_PER_MEGABYTE = 10
 
 
-def sample(megabytes: int) -> bytes:
+def sample(megabytes: int, seed: int = 7) -> bytes:
     """A tar of small and large files in a few hundred directories; the same each time."""
-    chance = random.Random(7)
+    chance = random.Random(seed)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for number in range(megabytes * _FILES_PER_MEGABYTE):
@@ -101,7 +101,7 @@ def main() -> None:
         if other is not None:
             commands["podman"] = other.command
         figures = {name: measure(command, root, tar, options.rounds) for name, command in commands.items()}
-        image = publish(layout([tar], root / "pulled"), stack.enter_context(registry(root)))
+        image = publish(layout([sample(options.megabytes, 8)], root / "pulled"), stack.enter_context(registry(root)))
         for name, command in commands.items():
             flags = ("--tls-verify=false",) if name == "podman" else ()
             figures[name] |= measure_pulled(command, image, root, options.rounds, *flags)
