@@ -2,7 +2,8 @@
 
 A rule's name is a repository (``team/app``), all repositories below a namespace together (``team/*``) or all of them (``*``). A blob counts
 once in each repository that has it: that somebody else has it as well must not be felt. Usage is summed up from the links when it is asked
-for and remembered for a while, so that of several processes on one place each may overlook what the others have taken for so long.
+for and remembered for a while, so that of several processes on one place each may overlook what the others have taken for so long. Uploads
+under way are not counted, but none may grow beyond what has room: what a broken push leaves must not lock its owner out for a week.
 """
 
 from __future__ import annotations
