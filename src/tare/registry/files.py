@@ -128,6 +128,7 @@ class FileObjects:
             os.unlink(self._prefix + key)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        sync_directory((self.root / key).parent)
         return True
 
     def names(self, folder: str) -> list[str]:
