@@ -93,6 +93,8 @@ class EngineConfig:
     """Containers' processes gain no privileges unless their container says otherwise."""
     seccomp_profile: str = ""
     """A profile's JSON text for containers that name none, ``unconfined``, or empty for the built-in one."""
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    """Where specifications of devices are looked for; of two that know the same device the later directory's counts."""
     log_driver: str = "json-file"
     log_opts: dict[str, str] = field(default_factory=lambda: {"max-size": "100m", "max-file": "5"})
     shutdown_timeout: int = 15

@@ -105,6 +105,7 @@ OPTIONS = (
     Option("default-cgroupns-mode", "default_cgroupns_mode", "str", "Cgroup namespace of containers that do not set it: private or host"),
     Option("no-new-privileges", "no_new_privileges", "bool", "Containers' processes gain no privileges unless told otherwise"),
     Option("seccomp-profile", "seccomp_profile", "profile", "Seccomp profile of containers that name none: a file, builtin or unconfined"),
+    Option("cdi-spec-dir", "cdi_spec_dirs", "list", "Directory of CDI specifications of devices", key="cdi-spec-dirs"),
     Option("init", "init", "bool", "Run an init in every container that does not say otherwise"),
     Option("init-path", "init_path", "str", "Path of a static init on the host, or built-in for Tare's own"),
     Option("group", "group", "str", "Group of the unix socket", "G"),
@@ -504,7 +505,7 @@ def _is_network(text: str, version: int) -> bool:
 
 
 def _check_derived(config: EngineConfig, given: dict[str, Any]) -> EngineConfig:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"cdi_spec_dirs": tuple(map(Path, config.cdi_spec_dirs))}
     if config.tlsverify:
         changes["tls"] = True
     if config.tls or config.tlsverify:

@@ -49,7 +49,8 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, P
         "-H", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", str(folder / "ca.pem"), "--tlscert", str(folder / "server-cert.pem"),
         "--tlskey", str(folder / "server-key.pem"), "--metrics-addr", "127.0.0.1:0", "--log-format", "json",
         "--group", grp.getgrgid(1).gr_name, "--config-file", str(configuration), "--default-ulimit", "nofile=100:200",
-        "--default-shm-size", "1m", "--no-new-privileges", "--default-ipc-mode", "shareable", "--seccomp-profile", "unconfined",
+        "--cdi-spec-dir", str(folder), "--default-shm-size", "1m", "--no-new-privileges", "--default-ipc-mode", "shareable",
+        "--seccomp-profile", "unconfined",
     )  # fmt: skip
     daemon.start()
     daemon.load_busybox()
@@ -118,6 +119,23 @@ def test_containers_get_the_daemons_defaults(remote: tuple[Daemon, Path]) -> Non
     own = ["--ulimit", "nofile=50:60", "--shm-size", "2m", "--security-opt", "no-new-privileges=false", "--security-opt", "seccomp=builtin"]
     said = daemon.docker("run", "--rm", *own, "busybox", "sh", "-c", look).stdout.split()
     assert said == ["50", "60", "2048", "NoNewPrivs:", "0", "Seccomp:", "2"]
+
+
+def test_devices_by_name(remote: tuple[Daemon, Path]) -> None:
+    daemon, folder = remote
+    edits = {"deviceNodes": [{"path": "/dev/scale", "hostPath": "/dev/zero"}], "env": ["SCALE=1"], "additionalGids": [4242]}
+    edits["mounts"] = [{"hostPath": str(folder), "containerPath": "/certs", "options": ["ro", "nosuid", "bind"]}]
+    document = {"cdiVersion": "0.6.0", "kind": "test.example/scale", "devices": [{"name": "one", "containerEdits": edits}]}
+    (folder / "scale.json").write_text(json.dumps(document))
+    (folder / "other.yaml").write_text("cdiVersion: 0.6.0\n")
+    command = "head -c 3 /dev/scale | wc -c; echo $SCALE; ls /certs/ca.pem; id -G"
+    done = daemon.docker("run", "--rm", "--device", "test.example/scale=one", "busybox", "sh", "-c", command)
+    assert done.stdout.split() == ["3", "1", "/certs/ca.pem", "0", "4242"]
+    assert "cdi: test.example/scale=one" in daemon.tare("info").stdout
+    done = daemon.docker("run", "--rm", "--device", "test.example/scale=two", "busybox", "true", check=False)
+    assert f"unresolvable CDI devices test.example/scale=two (not read, as only JSON is: {folder}/other.yaml)" in done.stderr
+    for name in ("scale.json", "other.yaml"):
+        (folder / name).unlink()
 
 
 def test_metrics(remote: tuple[Daemon, Path]) -> None:

@@ -35,6 +35,10 @@ def text(info: dict[str, Any]) -> str:
     if plugins:
         lines.append(" Plugins:")
         lines += [f"  {name}: {' '.join(plugins[name])}" for name in ("Volume", "Network", "Log") if plugins.get(name)]
+    if info.get("CDISpecDirs"):
+        lines += [" CDI spec directories:", *(f"  {path}" for path in info["CDISpecDirs"])]
+    if info.get("DiscoveredDevices"):
+        lines += [" Discovered Devices:", *(f"  {device['Source']}: {device['ID']}" for device in info["DiscoveredDevices"])]
     if info.get("Swarm"):
         lines.append(f" Swarm: {info['Swarm'].get('LocalNodeState') or 'inactive'}")
     if info.get("Runtimes"):
@@ -68,6 +72,8 @@ def text(info: dict[str, Any]) -> str:
     if info.get("DefaultAddressPools"):
         lines.append(" Default Address Pools:")
         lines += [f"   Base: {pool['Base']}, Size: {pool['Size']}" for pool in info["DefaultAddressPools"]]
+    if info.get("FirewallBackend"):
+        lines.append(f" Firewall Backend: {info['FirewallBackend']['Driver']}")
     return "\n".join(lines) + "\n"
 
 

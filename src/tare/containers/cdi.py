@@ -4,8 +4,8 @@ The vendor of a device lays a specification into ``/etc/cdi`` or ``/var/run/cdi`
 container that gets it needs: nodes, mounts, variables. ``--device vendor.com/class=name`` names one; ``--gpus`` means those of
 kind ``nvidia.com/gpu`` or ``amd.com/gpu``. Of two files that know the same device the one in the later directory counts.
 
-Read are specifications in JSON. Hooks (programs of the host, run in the middle of a start) are not run: a device that wants some is
-refused.
+Read are specifications in JSON; a device that is not found is told together with the files in YAML that lie there. Hooks (programs of
+the host, run in the middle of a start) are not run: a device that wants some is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tare.errors import InvalidArgument
 from tare.wire.container import DeviceRequest
 
 DIRECTORIES = (Path("/etc/cdi"), Path("/var/run/cdi"))
+"""Where vendors lay them; ``--cdi-spec-dir`` names others."""
 GPU_KINDS = ("nvidia.com/gpu", "amd.com/gpu")
 _SIZE_LIMIT = 4 << 20
 
@@ -111,7 +112,7 @@ def _chosen(request: DeviceRequest, kind: str, known: Sequence[Specification]) -
     return single[: request.count]
 
 
-def edits_of(names: Iterable[str], known: Sequence[Specification]) -> list[Edits]:
+def edits_of(names: Iterable[str], known: Sequence[Specification], directories: Iterable[Path] = DIRECTORIES) -> list[Edits]:
     """What these devices need: their own edits, and once for each file those that all its devices share."""
     found: list[Edits] = []
     shared: list[Specification] = []
@@ -128,11 +129,18 @@ def edits_of(names: Iterable[str], known: Sequence[Specification]) -> list[Edits
             shared.append(match[0])
         found.append(match[1].container_edits)
     if missing:
-        raise InvalidArgument(f"CDI device injection failed: unresolvable CDI devices {', '.join(missing)}")
+        unread = [str(path) for directory in directories for path in sorted(directory.glob("*.y*ml"))]
+        hint = f" (not read, as only JSON is: {', '.join(unread)})" if unread else ""
+        raise InvalidArgument(f"CDI device injection failed: unresolvable CDI devices {', '.join(missing)}{hint}")
     found = [*(spec.container_edits for spec in shared), *found]
     if any(edits.hooks for edits in found):
         raise InvalidArgument(f"CDI device injection failed: {', '.join(names)} want hooks, which are not offered by Tare")
     return found
+
+
+def groups_of(edits: Iterable[Edits]) -> tuple[str, ...]:
+    """The groups that the container's processes join."""
+    return tuple(str(gid) for each in edits for gid in each.additional_gids or () if gid > 0)
 
 
 def inject(document: dict[str, Any], edits: Iterable[Edits], machine: Machine) -> None:

@@ -7,7 +7,7 @@ them. What this machine cannot do is dropped with a warning, where dockerd does 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tare.containers import cdi, daemon_defaults, resources
@@ -26,6 +26,8 @@ from tare.errors import InvalidArgument
 from tare.wire.container import Config, Healthcheck, HostConfig, RestartPolicy, UpdateRequest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tare.config import EngineConfig
 
 MINIMUM_MEMORY = 6 << 20
@@ -58,7 +60,7 @@ def normalise_host_config(
     if engine is not None:
         daemon_defaults.fill(host, engine)
     _check_config(config)
-    _check_modes(host)
+    _check_modes(host, engine.cdi_spec_dirs if engine is not None else cdi.DIRECTORIES)
     if any(part in (".", "..") for part in host.cgroup_parent.split("/")) or "\0" in host.cgroup_parent:
         raise InvalidArgument(f"invalid cgroup parent {host.cgroup_parent!r}: it is a path below the root of the control groups")
     if host.uts_mode == "host" and config.hostname:
@@ -154,7 +156,7 @@ def _check_health(check: Healthcheck) -> None:
         raise InvalidArgument("Retries in Healthcheck cannot be negative")
 
 
-def _check_modes(host: HostConfig) -> None:
+def _check_modes(host: HostConfig, directories: Sequence[Path]) -> None:
     if host.cgroupns_mode not in ("", "private", "host"):
         raise InvalidArgument(f"invalid cgroup namespace mode: {host.cgroupns_mode}")
     if host.uts_mode not in ("", "host"):
@@ -164,8 +166,8 @@ def _check_modes(host: HostConfig) -> None:
     if host.isolation not in ("", "default"):
         raise InvalidArgument(f'invalid isolation "{host.isolation}": linux only supports "default"')
     if host.device_requests:
-        known = cdi.specifications()
-        cdi.edits_of(cdi.names_of(host.device_requests, known), known)
+        known = cdi.specifications(directories)
+        cdi.edits_of(cdi.names_of(host.device_requests, known), known, directories)
 
 
 def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:

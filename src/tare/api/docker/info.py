@@ -67,9 +67,17 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
         "SecurityOptions": differences.security_options(machine["security"], version),
         "DefaultAddressPools": _DEFAULT_POOLS,
         "Warnings": machine["warnings"] + _listener_warnings(engine),
-        "CDISpecDirs": [str(path) for path in cdi.DIRECTORIES],
+        "CDISpecDirs": [str(path) for path in engine.config.cdi_spec_dirs],
         **({"ExecutionDriver": "<not supported>"} if version < (1, 25) else {}),
+        **({"FirewallBackend": {"Driver": "nftables"}} if version >= (1, 49) and engine.config.bridge != "none" else {}),
+        **({"DiscoveredDevices": _discovered_devices(engine)} if version >= (1, 50) else {}),
     }
+
+
+def _discovered_devices(engine: Engine) -> list[dict[str, str]]:
+    """What ``--device KIND=NAME`` may name."""
+    known = cdi.specifications(engine.config.cdi_spec_dirs)
+    return [{"Source": "cdi", "ID": f"{each.kind}={device.name}"} for each in known for device in each.devices]
 
 
 def engine_id(data_root: Path) -> str:
