@@ -52,7 +52,7 @@ class SystemHandlers:
     async def no_builder(self, request: Request) -> Response:
         if request.params.get("rest") is None and request.path.endswith(("/session", "/grpc")) and request.upgrade is None:
             raise RequestError(400, "no upgrade proto in request")
-        raise Unsupported("building images is not part of this release of Tare: build elsewhere, push to a registry and pull here")
+        raise Unsupported("BuildKit's sessions are not offered by Tare: build with 'tare build', or with DOCKER_BUILDKIT=0")
 
     async def events(self, request: Request, version: ApiVersion) -> None:
         """Replay what happened since ``since``, then follow, until ``until`` or until the client goes."""
