@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -278,3 +279,35 @@ def test_followers_of_a_flood_hold_nobody_up(hostile: Daemon) -> None:
 def resident(daemon: Daemon) -> int:
     assert daemon.process is not None
     return int(Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_clients_that_leave_their_execs_and_attachments(hostile: Daemon) -> None:
+    """Execs whose clients send rubbish and go at any moment, and web sockets with broken frames: the container stays at hand."""
+    dice = random.Random(3)
+    hostile.docker("run", "-d", "-i", "--name", "left", "busybox", "cat")
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    attach = (
+        b"GET /containers/left/attach/ws?stream=1&stdout=1&stdin=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    )
+    for number in range(100):
+        make = json.dumps({"Cmd": ["cat"], "AttachStdin": True, "AttachStdout": True, "Tty": dice.random() < 0.5}).encode()
+        made = json.loads(call(hostile, "POST", "/containers/left/exec", make)[1])["Id"]
+        body = b'{"Detach": false, "Tty": false}'
+        head = f"POST /exec/{made}/start HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Type: application/json\r\n"
+        start = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + dice.randbytes(dice.choice((0, 10, 70000)))
+        frames = b"".join(
+            bytes((dice.choice((0x81, 0x82, 0x01, 0x00, 0x88, 0x89, 0x83, 0xF1)), dice.choice((0, 0x80)) | dice.choice((0, 5, 126, 127))))
+            + dice.randbytes(dice.choice((0, 4, 200)))
+            for _ in range(dice.randint(1, 5))
+        )
+        for data in (start, attach + key + b"\r\n" + frames) if number % 3 == 0 else (start,):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(0.03)
+                sock.connect(str(hostile.socket))
+                with contextlib.suppress(OSError):
+                    sock.sendall(data)
+                    if dice.random() < 0.5:
+                        sock.shutdown(socket.SHUT_WR)
+                    sock.recv(1000)
+    assert hostile.docker("exec", "left", "echo", "here", timeout=30).stdout == "here\n"
+    hostile.docker("rm", "-f", "left", timeout=30)

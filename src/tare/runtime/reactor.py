@@ -73,9 +73,10 @@ class Reactor:
         ready = self._epoll.poll(timeout, 16)
         if ready:
             self.active_at = time.monotonic()
-        for fd, events in ready:
-            callback = self._callbacks.get(fd)
-            if callback is not None:
+        # A call may close descriptors, and another may be given the same number at once: what was said of the old one does not
+        # concern the new one. Whoever only changed what it watches for is told again by the next poll.
+        for fd, events, callback in [(fd, events, self._callbacks.get(fd)) for fd, events in ready]:
+            if callback is not None and self._callbacks.get(fd) is callback:
                 callback(events)
         now = time.monotonic()
         while self._timers and self._timers[0].at <= now:
