@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Path:
+def host(tmp_path: Path) -> Iterator[Path]:
     """A directory of the machine with something to steal and something to destroy; it must not change."""
     directory = tmp_path / "host"
     directory.mkdir()
@@ -199,3 +202,34 @@ def test_a_run_sees_no_more_than_a_container(engine: Daemon, tmp_path: Path) -> 
     capabilities = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.startswith("Cap")}
     assert int(capabilities["CapInh:"], 16) == 0
     assert not int(capabilities["CapEff:"], 16) & 1 << 21, "no CAP_SYS_ADMIN"
+
+
+def test_downloads_are_not_led_elsewhere(engine: Daemon, tmp_path: Path, host: Path) -> None:
+    """A server may send on to another, but not to files of the machine or other protocols; and not for ever."""
+    targets = {"/file": f"file://{host}/secret", "/ftp": "ftp://127.0.0.1:1/x", "/circle": "/circle", "/ok": "/content"}
+
+    class Leading(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = targets.get(self.path)
+            self.send_response(302 if found else 200)
+            self.send_header("Location", found) if found else self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"" if found else b"ok")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Leading)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        for path in targets:
+            add = f"FROM busybox\nADD http://127.0.0.1:{server.server_address[1]}{path} /x\n"
+            code, image, told = build(engine, tmp_path / "c", add, check=False)
+            assert (code == 0) is (path == "/ok"), told
+            assert "of the host" not in told
+        assert show(engine, image, "cat /x") == "ok"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -143,3 +143,8 @@ FROM build AS last
     ]
     assert outline["secrets"] == [{"name": "token", "required": True}]
     assert outline["ssh"] == [{"name": "default"}]
+
+
+def test_variables_of_mounts_count() -> None:
+    dockerfile = "FROM scratch\nARG CACHE=/c\nRUN --mount=type=cache,target=$CACHE/x --mount=type=tmpfs,target=$CACH true\n"
+    assert [finding.detail for finding in found(dockerfile)] == ["Usage of undefined variable '$CACH' (did you mean $CACHE?)"]

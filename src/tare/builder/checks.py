@@ -310,7 +310,10 @@ def _expandable(instruction: ins.Instruction) -> Iterator[str]:
     """The words in which the builder expands variables."""
     if isinstance(instruction, ins.Copy):
         yield from (word for word in instruction.sources if not _DOCUMENT.fullmatch(word))
-        yield from (instruction.destination, instruction.chown, instruction.chmod, instruction.from_)
+        yield from (instruction.destination, instruction.chown, instruction.chmod)
+        yield from (instruction.checksum,) if isinstance(instruction, ins.Add) else ()
+    elif isinstance(instruction, ins.Run):
+        yield from (mount.text for mount in instruction.mounts)
     elif isinstance(instruction, ins.Env | ins.Label):
         yield from (word for pair in instruction.pairs for word in pair)
     elif isinstance(instruction, ins.Arg):

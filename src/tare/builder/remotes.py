@@ -90,7 +90,12 @@ class _Line:
             def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
                 return self.do_open(Secure, request)
 
-        return urllib.request.build_opener(Handler)
+        opener = urllib.request.OpenerDirector()  # nothing but HTTP, wherever a server leads to
+        for handler in (urllib.request.ProxyHandler, Handler, urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler):
+            opener.add_handler(handler())
+        opener.add_handler(urllib.request.HTTPErrorProcessor())
+        opener.add_handler(urllib.request.UnknownHandler())
+        return opener
 
     def hang_up(self) -> None:
         for each in self._sockets:
