@@ -180,3 +180,18 @@ def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         assert metadata.networks.count() == count
         metadata.close()
         total = count
+
+
+def test_a_stamp_changes_with_every_change(tmp_path: Path) -> None:
+    metadata = Metadata(tmp_path / "m.db")
+    stamps = [metadata.stamp]
+    metadata.images.put("a", None, b"{}")
+    stamps.append(metadata.stamp)
+    metadata.images.delete("a")
+    stamps.append(metadata.stamp)
+    with metadata.transaction():
+        metadata.images.put("a", None, b"{}")
+        assert metadata.stamp is None
+    stamps.append(metadata.stamp)
+    assert len(set(stamps)) == 4 and metadata.stamp == stamps[-1]
+    metadata.close()

@@ -71,6 +71,8 @@ class Siblings:
         self._content = content
         self._metadata = metadata
         self._names = names
+        self._stamp: int | None = None
+        self._kept: dict[str, _Documents] = {}
 
     def of(self, image_id: str) -> list[str]:
         """Ids of the other images that an index of this one leads to, those of the index that came last first."""
@@ -78,7 +80,7 @@ class Siblings:
 
     def every(self) -> dict[str, list[str]]:
         """``of`` for each image that has siblings."""
-        documents = {image_id: msgspec.json.decode(raw, type=_Documents).documents for image_id, _, raw in self._metadata.images.all()}
+        documents = {image_id: record.documents for image_id, record in self._table().items()}
         groups: dict[str, list[str]] = {}
         for image_id, own in documents.items():
             for document in own:
@@ -124,11 +126,18 @@ class Siblings:
                     found.append(part)
         return found
 
+    def _table(self) -> dict[str, _Documents]:
+        """What all records say, kept until something changes: a listing asks for each image."""
+        stamp = self._metadata.stamp
+        if stamp is None or stamp != self._stamp:
+            self._kept = {image_id: msgspec.json.decode(raw, type=_Documents) for image_id, _, raw in self._metadata.images.all()}
+            self._stamp = stamp
+        return self._kept
+
     def _members(self, index: str) -> set[str]:
         """All that came with an index. It names more than that, perhaps what is here for other reasons and is none of its business."""
         found: set[str] = set()
-        for _, _, raw in self._metadata.images.all():
-            record = msgspec.json.decode(raw, type=_Documents)
+        for record in self._table().values():
             if index in record.documents:
                 found.update(record.documents, record.artifacts)
         return found

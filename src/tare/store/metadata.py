@@ -200,6 +200,12 @@ class Metadata:
                         self._connection.execute("ROLLBACK")
                     raise
 
+    @property
+    def stamp(self) -> int | None:
+        """A number that is another one after any change; ``None`` inside a transaction, which may yet be undone."""
+        with self._lock:
+            return None if self._depth else self._connection.total_changes
+
     def _execute(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
         try:
             return self._connection.execute(statement, values)
