@@ -222,7 +222,7 @@ def test_pause_exec_and_kill(engine: Engine) -> None:
     engine.until(lambda: counted.read_text() not in (before, ""), "going on")
     engine.call("POST", f"/containers/{one}/kill?signal=KILL")
     assert engine.wait(one) == 137
-    assert not engine.group(one, "memory").exists()
+    engine.until(lambda: not engine.group(one, "memory").exists(), "the removal of its group")
 
 
 def test_the_daemon_has_nothing_to_complain_of(engine: Engine) -> None:

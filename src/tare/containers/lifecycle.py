@@ -218,9 +218,9 @@ class Lifecycle:
             duration = str(max(0, exit.finished_at - state.started_at) // 1_000_000_000)
             self.publish(container, "die", {"exitCode": str(exit.code), "execDuration": duration})
             await self._launcher.release(record)
+            container.announce_exit(exit)  # who waits need not wait for the keeper's tidying; whoever does something next takes the lock
             if task is not None and saved:
                 await task.release()
-            container.announce_exit(exit)
             if delay is not None:
                 container.restart_timer = asyncio.create_task(self._restart_later(container, delay))
         if record.host_config.auto_remove and not keep and not container.removing and delay is None:
