@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING
 
+from tare.builder.running import at_once
 from tare.builder.service import Builder
 from tare.containers.service import Containers
 from tare.distribution.endpoints import RegistryPolicy, check_insecure
@@ -73,9 +73,7 @@ class Engine:
             self.containers = Containers(
                 config, self.metadata, self.images, self.layers, self.snapshots, self.networks, self.volumes, self.events, self.driver
             )
-            self.builder = Builder(
-                config, self.metadata, self.images, self.layers, self.snapshots, self.containers, self.driver, max(2, os.cpu_count() or 1)
-            )
+            self.builder = Builder(config, self.metadata, self.images, self.layers, self.snapshots, self.containers, self.driver, at_once())
             self.images.users_of = self._users_of_image
             self.images.layers_in_use = self._layers_in_use
             self.volumes.start()

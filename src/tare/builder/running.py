@@ -55,6 +55,16 @@ Output = Callable[[bytes, bool], Awaitable[None]]
 """Gets what the command writes, and whether to its standard error. It may wait: then the command does too."""
 
 
+_SHARE = 512 << 20
+"""Memory that a command of a build is reckoned to need."""
+
+
+def at_once() -> int:
+    """How many commands may run at the same time: one for each core, as far as there is memory for them; two in any case."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(2, min(len(os.sched_getaffinity(0)), memory // _SHARE))
+
+
 @dataclass(frozen=True)
 class Job:
     """One command to run."""
