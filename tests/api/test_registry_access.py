@@ -460,13 +460,18 @@ def test_an_open_registry_writes_on_loopback_only(tmp_path: Path) -> None:
     """Neither a web page under another name (DNS rebinding) nor another machine writes without a password."""
     registry = Registry(tmp_path / "open")
     try:
-        for host, status in (
-            ("localhost:5000", 201),
-            ("127.0.0.1", 201),
-            ("[::1]:5000", 201),
-            ("evil.example", 403),
-            ("192.0.2.1:5000", 403),
-        ):
+        allowed = ("localhost:5000", "LOCALHOST", "127.0.0.1", "127.1.2.3:5000", "[::1]:5000")
+        refused = (
+            "evil.example",
+            "192.0.2.1:5000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.evil.example:5000",
+            "[::2]",
+            "",
+            "[",
+        )
+        for host, status in (*((host, 201) for host in allowed), *((host, 403) for host in refused)):
             assert push(registry, "a", {"Host": host}).status == status, host
         assert registry.call("GET", "/v2/", headers={"Host": "evil.example"}).status == 200
     finally:

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "suites"))
 
 from registry_objects import ObjectsContract, StorageContract, objects, storage, upload_id, uploaded
 
-from registry_world import Pusher, Registry, code, content
+from registry_upstream import BLOB, Upstream
+from registry_world import Pusher, Registry, code, content, digest_of
 from seaweed_world import KEYS, WEED, Seaweed, seaweed
 
 __all__ = ["objects", "storage"]
@@ -123,6 +125,30 @@ def test_two_processes_share_a_bucket(place: str) -> None:
     finally:
         one.stop()
         two.stop()
+
+
+def test_a_cache_in_a_bucket(place: str, tmp_path: Path) -> None:
+    """Two processes with one bucket: what one has fetched, the other serves without the upstream. Clients read from a copy meanwhile."""
+    upstream = Upstream()
+    registries = [
+        Registry(place, "--cache", f"far={upstream.address}", "--state", str(tmp_path / name), "--log-level", "error")
+        for name in ("one", "two")
+    ]
+    try:
+        one, two = registries
+        path = f"/v2/far/app/blobs/{digest_of(BLOB)}"
+        assert one.call("HEAD", path).headers["Content-Length"] == str(len(BLOB))
+        with ThreadPoolExecutor(4) as pool:
+            assert all(content(answer) == BLOB for answer in pool.map(lambda _: one.call("GET", path), range(4)))
+        manifest = content(one.call("GET", "/v2/far/app/manifests/v1"))
+        assert upstream.count("GET /v2/app/blobs/") == 1 and not list((tmp_path / "one/spool").iterdir())
+        upstream.close()
+        assert content(two.call("GET", "/v2/far/app/manifests/v1")) == manifest
+        ranged = two.call("GET", path, headers={"Range": "bytes=1000000-1000009"})
+        assert (ranged.status, content(ranged)) == (206, BLOB[1000000:1000010])
+    finally:
+        for registry in registries:
+            registry.stop()
 
 
 def test_faults_in_the_middle_of_pushes(place: str, server: Seaweed) -> None:

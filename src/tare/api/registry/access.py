@@ -10,6 +10,7 @@ call it by a loopback name (a web page that was made to look like one cannot), o
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tare.api.registry.settings import Settings
     from tare.api.registry.tokens import ForeignTokens, OwnTokens, Scopes
 
-LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 _BASIC = (("WWW-Authenticate", 'Basic realm="Tare registry"'),)
 _WRITING = frozenset(("push", "delete"))
 
@@ -41,8 +41,12 @@ NOBODY = Caller("")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host[:port]`` is this machine."""
-    return host.startswith(LOOPBACK)
+    """Whether ``host[:port]`` can only be this machine: ``localhost`` or a loopback address, not a name that merely begins like one."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class Access:
@@ -206,8 +210,3 @@ class Access:
             if found:
                 granted[scope] = found
         return granted
-
-
-def host_of(address: str) -> str:
-    """The host part of a listening address."""
-    return urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""

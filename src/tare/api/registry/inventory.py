@@ -15,6 +15,8 @@ from tare.registry.storage import Storage
 from tare.registry.upkeep import named_by
 
 _CONFIG_LIMIT = 1 << 20
+LONGEST = 1000
+"""Lines of a repository's list: each costs some look-ups."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,13 @@ def repository(storage: Storage, name: str) -> RepositoryEntry:
 
 
 def manifests(storage: Storage, name: str) -> list[ManifestEntry]:
-    """Tags, the youngest first; then manifests that no tag names."""
+    """Tags, the youngest first; then manifests that no tag names. The first ``LONGEST`` of them."""
     tagged = [(tag, digest, storage.tag_time(name, tag)) for tag in storage.tags(name) if (digest := storage.tagged(name, tag))]
     tagged.sort(key=lambda entry: (-entry[2], entry[0]))
     seen = {digest for _, digest, _ in tagged}
     tagged += [("", digest, storage.manifest_time(name, digest)) for digest in storage.manifests(name) if digest not in seen]
     found = []
-    for tag, digest, pushed in tagged:
+    for tag, digest, pushed in tagged[:LONGEST]:
         try:
             record = storage.manifest(name, digest)
         except RegistryError:

@@ -19,7 +19,8 @@ from tare.registry.storage import Storage
 HEALTH_SECONDS = 2.0
 """How long an answer about the storage is believed."""
 PATIENCE = 5.0
-_TRANSFERS = {"pull": "pulled", "push": "pushed", "mount": "mounted", "delete": "deleted"}
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+"""Whatever else a client makes up must not make series."""
 Source = Callable[[], Iterator[str]]
 
 
@@ -36,7 +37,7 @@ class Measures:
 
     def __call__(self, exchange: Exchange) -> None:
         request = exchange.request
-        key = (request.method if len(request.method) < 8 else "other", exchange.kind or "other", exchange.status)
+        key = (request.method if request.method in _METHODS else "other", exchange.kind or "other", exchange.status)
         histogram = self._requests.get(key)
         if histogram is None:
             histogram = self._requests[key] = Histogram()

@@ -172,7 +172,9 @@ def _repository(request: Request, name: str, entries: Sequence[ManifestEntry]) -
         rows.append((label, _digest(name, entry.digest), _kind(entry.media_type), _size(entry.size), _moment(entry.pushed)))
     if not rows:
         return element("p", "There is no manifest in it (any more).", class_="faint")
-    return _table(("Tag", "Digest", "Kind", "Size", "Pushed"), rows, numbers=(3,))
+    cut = len(rows) >= inventory.LONGEST
+    more = element("p", f"The list ends after {inventory.LONGEST} lines.", class_="faint") if cut else None
+    return together(_table(("Tag", "Digest", "Kind", "Size", "Pushed"), rows, numbers=(3,)), more)
 
 
 def _manifest(request: Request, name: str, reference: str, found: ManifestDetails) -> Markup:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING
 
 from tare.api.metrics import head
-from tare.api.registry.access import Access, host_of, is_loopback
+from tare.api.registry.access import Access, is_loopback
 from tare.api.registry.exchange import AccessLog, AuditLog, Journal, Observer
 from tare.api.registry.face import RegistryFace
 from tare.api.registry.measures import Health, Measures, OperationsApi, sample
@@ -120,7 +120,7 @@ class RegistryService:
         if not self.access.is_open or self.access.read_only or self.settings.access.anonymous_push:
             return
         for address in self.settings.listen:
-            if not address.startswith(("unix://", "/")) and not is_loopback(host_of(address)):
+            if not address.startswith(("unix://", "/")) and not is_loopback(address.removeprefix("tcp://")):
                 raise InvalidArgument(
                     f"nobody would need a password to write at {address}: "
                     "give --htpasswd FILE, --read-only, or --anonymous-push if that is meant"

@@ -340,6 +340,8 @@ def _explain(text: str, path: Path | None, origins: Mapping[tuple[str, ...], str
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], object, str]]:
+    if not any(name.startswith(PREFIX) for name in environment):
+        return  # looking at all types takes some milliseconds
     known = {PREFIX + "_".join(key).replace("-", "_").upper(): (key, kind) for key, kind in _leaves(Settings, ())}
     for name in sorted(environment):
         if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG":
