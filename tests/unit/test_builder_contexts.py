@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import sys
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -135,6 +136,32 @@ def test_only_changes_are_sent(tmp_path: Path, no_waiting: None) -> None:
             tree.close()
 
     asyncio.run(run())
+
+
+def test_threads_read_side_by_side(tmp_path: Path) -> None:
+    context = tmp_path / "c"
+    context.mkdir()
+    for number in range(100):
+        (context / f"f{number:02d}").write_bytes(b"%02d" % number * 20_000)
+
+    async def run() -> None:
+        kept = KeptContexts(tmp_path)
+        tree, _ = await _bring(kept, context)
+
+        def read(step: int) -> None:
+            for number in range(0, 100 * step, step):
+                assert content(tree, b"f%02d" % (number % 100)) == b"%02d" % (number % 100) * 20_000
+
+        await asyncio.gather(*(asyncio.to_thread(read, step) for step in (1, 51, 67, 83)))
+        tree.close()
+        kept.close()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        asyncio.run(run())
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_builds_at_the_same_time_do_not_mix(tmp_path: Path, no_waiting: None) -> None:

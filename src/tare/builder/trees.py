@@ -242,11 +242,11 @@ class TarTree(FileTree):
         yield from _zeros(node.size - written)
 
     def _small(self, node: Node) -> bytes:
-        start, window = self._window
+        start, window = self._window  # one look at it: stages read side by side
         at = node.offset - start
         if at < 0 or at + node.size > len(window):
-            self._window = node.offset, os.pread(self._file, _CHUNK, node.offset)
-            window, at = self._window[1], 0
+            window, at = os.pread(self._file, _CHUNK, node.offset), 0
+            self._window = node.offset, window
         data = window[at : at + node.size]
         if len(data) != node.size:
             raise OSError(errno.EIO, "the build context ended early")
