@@ -60,9 +60,9 @@ _SHARE = 512 << 20
 
 
 def at_once() -> int:
-    """How many commands may run at the same time: one for each core, as far as there is memory for them; two in any case."""
+    """How many commands may run at the same time: two for each core, as they wait for networks and disks, as far as there is memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(2, min(len(os.sched_getaffinity(0)), memory // _SHARE))
+    return max(2, min(2 * len(os.sched_getaffinity(0)), memory // _SHARE))
 
 
 @dataclass(frozen=True)
