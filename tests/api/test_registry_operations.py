@@ -247,7 +247,17 @@ def test_a_new_certificate_without_a_restart(tmp_path: Path) -> None:
         return ssl.PEM_cert_to_DER_cert((tmp_path / "certificate").read_text())
 
     first = make(1)
-    with serving(tmp_path, "", "--tls-cert", str(tmp_path / "certificate"), "--tls-key", str(tmp_path / "key")) as registry:
+    (tmp_path / "users").write_text("")
+    options = (
+        "--tls-cert",
+        str(tmp_path / "certificate"),
+        "--tls-key",
+        str(tmp_path / "key"),
+        "--htpasswd",
+        str(tmp_path / "users"),
+        "--tokens",
+    )
+    with serving(tmp_path, "", *options) as registry:
         host, port = registry.address.split(":")
 
         def shown() -> bytes:
@@ -265,7 +275,9 @@ def test_a_new_certificate_without_a_restart(tmp_path: Path) -> None:
         context.check_hostname = False
         connection = http.client.HTTPSConnection(registry.address, context=context, timeout=10)
         connection.request("GET", "/v2/")
-        assert connection.getresponse().status == 200
+        answer = connection.getresponse()
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"].startswith(f'Bearer realm="https://{registry.address}/token"')
         connection.close()
 
 

@@ -139,7 +139,7 @@ class Access:
         host = request.headers.get("host", "")
         if not host or any(character in host for character in '"\\/@?# ') or not host.isprintable():
             raise RegistryError("DENIED", "the request names no host", status=400)
-        return f"{'https' if self._settings.tls.cert else 'http'}://{host}"
+        return f"{'https' if request.secure else 'http'}://{host}"
 
     # What
 
