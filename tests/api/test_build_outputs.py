@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import io
 import json
@@ -477,8 +478,7 @@ def test_a_daemon_that_is_killed_in_a_build(own_daemon: Daemon, tmp_path: Path) 
     assert not list((own_daemon.root / "run/builds").glob("*"))
 
 
-def test_other_clients(engine: Daemon, context: Path, tmp_path: Path) -> None:
-    """docker-py and docker-compose 1.29 build as with dockerd."""
+def _docker_py(engine: Daemon, context: Path) -> None:
     docker = pytest.importorskip("docker")
     client = docker.DockerClient(base_url=engine.host, version="auto")
     try:
@@ -498,6 +498,13 @@ def test_other_clients(engine: Daemon, context: Path, tmp_path: Path) -> None:
         client.images.remove(image.id, force=True)
     finally:
         client.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # docker-py leaves sockets of streams to the collector
+def test_other_clients(engine: Daemon, context: Path, tmp_path: Path) -> None:
+    """docker-py and docker-compose 1.29 build as with dockerd."""
+    _docker_py(engine, context)
+    gc.collect()
     program = shutil.which("docker-compose")
     if program is not None:
         project = tmp_path / "docker-compose.yml"
