@@ -27,7 +27,7 @@ from engine_world import Daemon, busybox_tar
 
 _CLASSIC = ("/usr/local/bin/docker", "/usr/bin/docker")
 _BUILDKIT = "/usr/bin/docker"
-_SECONDS = 120
+_SECONDS = 600
 
 
 class BuildFailed(AssertionError):
