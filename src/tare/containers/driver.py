@@ -16,6 +16,7 @@ import asyncio
 import binascii
 import json
 import os
+import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -323,6 +324,8 @@ class RuntimeDriver:
         self.cgroup_parent = "/" + cgroup_parent.strip("/")
         self._spares = spares
         self._launcher: Spawned | None = None
+        self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        """That of the first launcher, for every other: the daemon raises its own, which containers are not to inherit."""
         self._layout: Layout | None
         try:
             self._layout = detect()
@@ -336,6 +339,7 @@ class RuntimeDriver:
                 self._launcher.sock.close()
             self._launcher = spawn(str(self.exec_root), self.cgroup_parent, self._spares)
             self._launcher.sock.setblocking(False)
+            resource.prlimit(self._launcher.process.pid, resource.RLIMIT_NOFILE, self._file_limit)
 
     @property
     def launcher_pid(self) -> int:
