@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import random
+import resource
 import shutil
 import signal
 import socket
