@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,9 +67,3 @@ def own_daemon() -> Iterator[Daemon]:
         if daemon.process is not None and daemon.process.poll() is not None:
             daemon.start()
         daemon.stop()
-
-
-def pytest_unconfigure() -> None:
-    for path in Path(tempfile.gettempdir()).glob("tare-test-*"):
-        if not any(path.iterdir()):
-            shutil.rmtree(path, ignore_errors=True)
