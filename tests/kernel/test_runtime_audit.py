@@ -7,7 +7,6 @@ looked up in the root prove that it sees what happens there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tare.containers.task import ExecLaunch, Stdio
 from tare.runtime import spawn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runtime_world import World, make_busybox_root, pair, process
+from runtime_world import World, pair, process
 
 pytestmark = pytest.mark.root
 
@@ -58,13 +57,6 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "runtime" / "launcher_main.py").write_text(HOOKED.format(report=str(report)))
     monkeypatch.setattr(spawn, "__file__", str(package / "runtime" / "spawn.py"))
     return report
-
-
-@pytest.fixture(scope="module")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("busybox") / "root"
-    make_busybox_root(root)
-    yield root
 
 
 async def test_nothing_of_the_root_is_loaded(report: Path, tmp_path: Path, busybox: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tare.errors import StartFailed
 from tare.runtime.lowering import BUILT_IN_INIT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runtime_world import World, alive, make_busybox_root, pair, process
+from runtime_world import World, alive, pair, process
 
 pytestmark = pytest.mark.root
 
@@ -30,22 +29,6 @@ DENYING: dict[str, Any] = {
 }
 """A filter of the program's that takes away something that process 1 would like to have."""
 KINDS = pytest.mark.parametrize("linux", [{}, DENYING], ids=["", "filtered"])
-
-
-@pytest.fixture(scope="module")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("busybox") / "root"
-    make_busybox_root(root)
-    yield root
-
-
-@pytest.fixture
-async def world(tmp_path: Path, busybox: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, busybox)
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 async def start(world: World, args: list[str], **fields: Any) -> RuntimeTask:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,25 +15,9 @@ from tare.containers.driver import RuntimeTask
 from tare.containers.task import ExecLaunch, Exit, Stdio
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runtime_world import World, alive, make_busybox_root, pair, process, read_all
+from runtime_world import World, alive, pair, process, read_all
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("busybox") / "root"
-    make_busybox_root(root)
-    yield root
-
-
-@pytest.fixture
-async def world(tmp_path: Path, busybox: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, busybox)
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 def children(pid: int) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,13 @@ from tare.containers.task import Stdio
 from tare.errors import Conflict, InvalidArgument, StartFailed
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runtime_world import World, bind, make_busybox_root
+from runtime_world import World, bind
 
 pytestmark = pytest.mark.root
 CREATE = (
     "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
     "unable to start container process: error during container init: "
 )
-
-
-@pytest.fixture(scope="module")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("busybox") / "root"
-    make_busybox_root(root)
-    yield root
-
-
-@pytest.fixture
-async def world(tmp_path: Path, busybox: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, busybox)
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$; sleep 9", 137), ("kill -TERM $$; sleep 9", 143)])

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,25 +17,9 @@ from tare.containers.task import ExecLaunch, Exit, Stdio
 from tare.errors import Conflict, StartFailed
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runtime_world import World, alive, frames, make_busybox_root, pair, process, read_all
+from runtime_world import World, alive, frames, pair, process, read_all
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("busybox") / "root"
-    make_busybox_root(root)
-    yield root
-
-
-@pytest.fixture
-async def world(tmp_path: Path, busybox: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, busybox)
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 def keeper_of(pid: int) -> int:
