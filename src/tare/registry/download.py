@@ -13,6 +13,7 @@ does not end it. A connection that breaks off is resumed where it stopped.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -170,5 +171,7 @@ class Download:
     def _write(self, appender: Appender, data: bytes) -> None:
         appender.write(data)
         if self._copy is not None:
-            self._copy.write(data)
-            self._copy.flush()
+            place, rest = self._offset, memoryview(data)
+            while rest:  # by place: who sends from the file moves its position
+                count = os.pwrite(self._copy.fileno(), rest, place)
+                place, rest = place + count, rest[count:]
