@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,9 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_world import DOCKER, Daemon
+
+if TYPE_CHECKING:
+    from runtime_world import World
 
 # An example that takes long says something about the machine and its load, not about the code.
 settings.register_profile("tare", deadline=None)
@@ -67,3 +71,25 @@ def own_daemon() -> Iterator[Daemon]:
         if daemon.process is not None and daemon.process.poll() is not None:
             daemon.start()
         daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root directory with the host's static busybox, for tests of the runtime."""
+    from runtime_world import make_busybox_root
+
+    root = tmp_path_factory.mktemp("busybox") / "root"
+    make_busybox_root(root)
+    yield root
+
+
+@pytest.fixture
+async def world(tmp_path: Path, busybox: Path) -> AsyncIterator[World]:
+    """A driver of the runtime; what it started is gone afterwards, and that is checked."""
+    from runtime_world import World
+
+    world = World(tmp_path, busybox)
+    try:
+        yield world
+    finally:
+        await world.close()
