@@ -84,6 +84,20 @@ async def test_clients_that_leave_or_stall_do_not_matter_after_the_end(world: Wo
     stalled.close()
 
 
+async def test_a_slow_client_gets_all_after_the_end(world: World) -> None:
+    """Its input ended long ago: that is no reason to keep from it what waits to be sent."""
+    writing, first = pair()
+    silent, second = pair()
+    writing.shutdown(socket.SHUT_WR)
+    script = "dd if=/dev/zero bs=1000 count=400 2>/dev/null; exit 3"
+    task = await world.start(world.launch(["sh", "-c", script], attachments=[first, second]))
+    assert (await asyncio.wait_for(task.wait(), 10)).code == 3
+    await asyncio.sleep(0.3)
+    for client in (writing, silent):
+        assert len(await asyncio.to_thread(read_all, client)) == 400_000
+        client.close()
+
+
 async def test_back_pressure_while_a_client_lives(world: World) -> None:
     slow, attachment = pair()
     launch = world.launch(["dd", "if=/dev/zero", "bs=65536", "count=200"], attachments=[attachment])
@@ -128,6 +142,24 @@ async def test_terminal_session(world: World) -> None:
     data = await asyncio.to_thread(read_all, ours)
     assert b"44 99" in data
     assert (await task.wait()).code == 5
+    ours.close()
+
+
+async def test_devices_while_their_rules_are_being_written(world: World) -> None:
+    """cgroup v1 takes one rule at a time, after the one that denies everything; nodes and terminal are made meanwhile."""
+    rules = [{"allow": False, "access": "rwm"}]
+    rules += [{"allow": True, "type": "b", "major": major, "minor": minor, "access": "r"} for major in range(200, 230) for minor in range(100)]
+    rules += [{"allow": True, "type": "c", "access": "m"}]
+    rules += [{"allow": True, "type": "c", "major": major, "access": "rwm"} for major in (1, 5, 136)]
+    world.extra.append(driver := world.new_driver(spares=0))
+    ours, attachment = pair()
+    nodes = [{"path": f"/dev/null{number}", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666} for number in range(1000)]
+    linux = {"devices": nodes, "resources": {"devices": rules}}
+    launch = world.launch(["sh", "-c", "tty; ls /dev | grep -c null"], stdio=Stdio(tty=True), attachments=[attachment], linux=linux)
+    task = await driver.start(launch)
+    assert await asyncio.to_thread(read_all, ours) == b"/dev/pts/0\r\n1001\r\n"
+    assert (await task.wait()).code == 0
+    await task.release()
     ours.close()
 
 

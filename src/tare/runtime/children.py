@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import select
 import signal
 import socket
 import time
@@ -212,9 +213,26 @@ class Child:
         self._on_failed(self, failure)
 
     def abort(self, failure: dict[str, Any]) -> None:
-        """Give up during set-up."""
+        """Give up during set-up. A process that has failed by itself says why better than we, who only found it gone."""
+        failure = self._last_words() or failure
         self._close_line()
         self._fail(failure)
+
+    def _last_words(self) -> dict[str, Any] | None:
+        """The failure that the process has told already."""
+        if self._line is None:
+            return None
+        poller = select.poll()
+        poller.register(self._line, select.POLLIN)
+        while poller.poll(0):
+            try:
+                message, fds = messages.receive(self._line)
+            except (OSError, ValueError):
+                break
+            messages.close_all(fds)
+            if message is None or "failed" in message:
+                return message
+        return None
 
     def kill(self, number: int) -> None:
         """Send a signal; ProcessLookupError when the process has ended."""

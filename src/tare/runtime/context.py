@@ -12,13 +12,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tare.runtime import messages
 from tare.runtime.users import Identity
 
 if TYPE_CHECKING:
     from tare.runtime.prepared import Prepared
+
+_T = TypeVar("_T")
 
 
 class SetupFailed(Exception):
@@ -102,6 +105,17 @@ class Context:
             if not data:
                 raise KeeperGone
             self.heard.add(str(json.loads(data).get("go")))
+
+    def use_device(self, use: Callable[[], _T]) -> _T:
+        """Make or open device nodes. Meanwhile the keeper writes our cgroup's rules for devices (v1: one after the other, first of all that
+        nothing is allowed): what these forbid is tried again when the last of them is there."""
+        try:
+            return use()
+        except PermissionError:
+            if "cgroup" in self.heard:
+                raise
+            self.wait("cgroup")
+            return use()
 
     def warn(self, what: str, error: OSError) -> None:
         """Note something that could not be applied and was left out."""

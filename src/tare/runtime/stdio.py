@@ -11,7 +11,7 @@ Invariants:
 - A client that takes nothing for ``STALL_SECONDS`` while output waits for it is dropped, so that it cannot stop a container for ever.
 - End of a client's input does not mean that it has gone: only a hang-up of both directions or a failed write does.
 - At the end an attachment is flushed, half-closed, read until the client closes (a close with unread input would be a
-  reset and could destroy the end of the output), then closed.
+  reset and could destroy the end of the output), then closed. A client that has ended its input long before still gets all of it.
 """
 
 from __future__ import annotations
@@ -180,6 +180,8 @@ class Attachment:
         self._queue: deque[bytes | memoryview] = deque()
         self._pending = 0
         self._ending = False
+        self._read_all = False
+        """Whether the client's input has been read to its end."""
         self._hung_up = False
         self._events = -1
         self._stall: Timer | None = None
@@ -275,9 +277,13 @@ class Attachment:
         except OSError:
             self.drop()
             return
+        if not data:
+            self._read_all = True
         if self._ending:
-            if not data:
+            if not data and (self._hung_up or not self._queue):
                 self.drop()
+            else:
+                self._update()
             return
         if data:
             self.take(data)
@@ -303,7 +309,7 @@ class Attachment:
             return
         events = 0
         paused = self.stdio.input is not None and self.stdio.input.full
-        if self._ending or (self.stdin and not paused):
+        if not self._read_all and (self._ending or (self.stdin and not paused)):
             events |= READ
         if self._queue and not self.corked:
             events |= WRITE
@@ -349,7 +355,9 @@ class Attachment:
         except OSError:
             self.drop()
             return
-        if self._stall is None:
+        if self._read_all:
+            self.drop()
+        elif self._stall is None:
             self._stall = self.stdio.reactor.after(LINGER_SECONDS, self.drop)
 
     def drop(self, flush: bool = False) -> None:

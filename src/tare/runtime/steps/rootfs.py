@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from typing import NamedTuple
 
 from tare.linux import libc, mount, pty
@@ -58,21 +59,22 @@ class MakeDevices(NamedTuple):
     def run(self, context: Context) -> None:
         if context.dev_filled and self.nodes == DEFAULT_DEVICES:
             return
-        for path, kind, major, minor, mode, uid, gid in self.nodes:
+        for node in self.nodes:
             try:
-                parent = mount.make_in_root(context.root_fd, os.path.dirname(path) or "/", directory=True)
+                parent = mount.make_in_root(context.root_fd, os.path.dirname(node[0]) or "/", directory=True)
                 try:
                     if self.by_bind:
-                        _bind_device(parent, path)
+                        _bind_device(parent, node[0])
                     else:
-                        _make_device(parent, os.path.basename(path), _KINDS[kind] | mode, os.makedev(major, minor), uid, gid)
+                        context.use_device(partial(_make_device, parent, *node))
                 finally:
                     os.close(parent)
             except OSError as error:
-                raise SetupFailed(f"error creating device nodes: {path}: {reason(error)}") from None
+                raise SetupFailed(f"error creating device nodes: {node[0]}: {reason(error)}") from None
 
 
-def _make_device(parent: int, name: str, mode: int, device: int, uid: int, gid: int) -> None:
+def _make_device(parent: int, path: str, kind: str, major: int, minor: int, permissions: int, uid: int, gid: int) -> None:
+    name, mode, device = os.path.basename(path), _KINDS[kind] | permissions, os.makedev(major, minor)
     try:
         os.mknod(name, mode, device, dir_fd=parent)
     except FileExistsError:
@@ -121,8 +123,8 @@ def _link_devices(directory: int) -> None:
 
 def fill_dev(directory: int) -> None:
     """The default devices and links, in a /dev that is not mounted yet."""
-    for path, kind, major, minor, mode, uid, gid in DEFAULT_DEVICES:
-        _make_device(directory, os.path.basename(path), _KINDS[kind] | mode, os.makedev(major, minor), uid, gid)
+    for node in DEFAULT_DEVICES:
+        _make_device(directory, *node)
     _link_devices(directory)
 
 
@@ -140,7 +142,7 @@ class OpenConsole(NamedTuple):
 
     def run(self, context: Context) -> None:
         try:
-            master, slave = pty.open_pair(self._devpts(context))
+            master, slave = context.use_device(partial(pty.open_pair, self._devpts(context)))
             if self.rows and self.columns:
                 pty.set_size(master, self.rows, self.columns)
             if self.bind_console:
