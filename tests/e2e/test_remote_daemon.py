@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import json
+import os
 import re
 import signal
 import socket
@@ -121,20 +122,65 @@ def test_containers_get_the_daemons_defaults(remote: tuple[Daemon, Path]) -> Non
     assert said == ["50", "60", "2048", "NoNewPrivs:", "0", "Seccomp:", "2"]
 
 
+SCALE = """\
+cdiVersion: 0.7.0
+kind: test.example/scale
+containerEdits:
+  hooks:
+  - {hookName: createRuntime, path: HOOK, args: [hook, createRuntime]}
+  - {hookName: createContainer, path: HOOK, args: [hook, createContainer], env: ["PATH=/bin:/usr/bin"], timeout: 20}
+  - {hookName: startContainer, path: /bin/busybox, args: [sh, -c, "cat > /state"]}
+  - {hookName: poststart, path: HOOK, args: [hook, poststart]}
+  - {hookName: poststop, path: HOOK, args: [hook, poststop]}
+devices:
+- name: "one"
+  containerEdits:
+    additionalGids: [4242]
+    deviceNodes: [{path: /dev/scale, hostPath: /dev/zero, permissions: rw}]
+    env: [SCALE=1]
+    mounts: [{hostPath: FOLDER, containerPath: /certs, options: [ro, nosuid, bind]}]
+- name: broken
+  containerEdits:
+    hooks: [{hookName: prestart, path: /bin/false}]
+"""
+
+HOOK = """\
+#!/bin/sh
+# What the hooks of vendors do: they take the state, look up the container's root, and prepare something in it.
+state=$(cat)
+bundle=$(echo "$state" | sed 's/.*"bundle": *"\\([^"]*\\)".*/\\1/')
+root=$(sed 's/.*"path": *"\\([^"]*\\)".*/\\1/' "$bundle/config.json")
+[ "$1" != createContainer ] || ln -s scale "$root/dev/balance"
+echo "$1 $(readlink /proc/self/ns/pid) $state" >> FOLDER/heard
+"""
+
+
 def test_devices_by_name(remote: tuple[Daemon, Path]) -> None:
     daemon, folder = remote
-    edits = {"deviceNodes": [{"path": "/dev/scale", "hostPath": "/dev/zero"}], "env": ["SCALE=1"], "additionalGids": [4242]}
-    edits["mounts"] = [{"hostPath": str(folder), "containerPath": "/certs", "options": ["ro", "nosuid", "bind"]}]
-    document = {"cdiVersion": "0.6.0", "kind": "test.example/scale", "devices": [{"name": "one", "containerEdits": edits}]}
-    (folder / "scale.json").write_text(json.dumps(document))
+    hook = folder / "hook"
+    hook.write_text(HOOK.replace("FOLDER", str(folder)))
+    hook.chmod(0o755)
+    (folder / "scale.yaml").write_text(SCALE.replace("FOLDER", str(folder)).replace("HOOK", str(hook)))
     (folder / "other.yaml").write_text("cdiVersion: 0.6.0\n")
-    command = "head -c 3 /dev/scale | wc -c; echo $SCALE; ls /certs/ca.pem; id -G"
-    done = daemon.docker("run", "--rm", "--device", "test.example/scale=one", "busybox", "sh", "-c", command)
-    assert done.stdout.split() == ["3", "1", "/certs/ca.pem", "0", "4242"]
+    command = "head -c 3 /dev/balance | wc -c; echo $SCALE; ls /certs/ca.pem; id -G; cat /state"
+    device = ["--device", "test.example/scale=one"]
+    done = daemon.docker("run", "--rm", "--name", "weigher", "--annotation", "by=hand", *device, "busybox", "sh", "-c", command)
+    assert done.stdout.split()[:5] == ["3", "1", "/certs/ca.pem", "0", "4242"]
+    assert json.loads(done.stdout[done.stdout.index("{") :])["status"] == "created"
+    lines = [line.split(" ", 2) for line in (folder / "heard").read_text().splitlines()]
+    states = [json.loads(state) for _, _, state in lines]
+    assert [(kind, state["status"]) for (kind, _, _), state in zip(lines, states, strict=True)] == [
+        ("createRuntime", "creating"), ("createContainer", "creating"), ("poststart", "running"), ("poststop", "stopped")
+    ]  # fmt: skip
+    own = os.readlink("/proc/self/ns/pid")
+    assert [space == own for _, space, _ in lines] == [True, False, True, True]
+    assert all(state["pid"] > 1 for state in states[:3]) and all(state["annotations"] == {"by": "hand"} for state in states)
     assert "cdi: test.example/scale=one" in daemon.tare("info").stdout
     done = daemon.docker("run", "--rm", "--device", "test.example/scale=two", "busybox", "true", check=False)
-    assert f"unresolvable CDI devices test.example/scale=two (not read, as only JSON is: {folder}/other.yaml)" in done.stderr
-    for name in ("scale.json", "other.yaml"):
+    assert f"unresolvable CDI devices test.example/scale=two ({folder}/other.yaml: Object missing required field `kind`)" in done.stderr
+    done = daemon.docker("run", "--rm", "--device", "test.example/scale=broken", "busybox", "true", check=False)
+    assert "error running prestart hook /bin/false: exit status 1" in done.stderr
+    for name in ("scale.yaml", "other.yaml", "hook", "heard"):
         (folder / name).unlink()
 
 

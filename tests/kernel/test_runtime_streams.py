@@ -148,7 +148,8 @@ async def test_terminal_session(world: World) -> None:
 async def test_devices_while_their_rules_are_being_written(world: World) -> None:
     """cgroup v1 takes one rule at a time, after the one that denies everything; nodes and terminal are made meanwhile."""
     rules = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": "b", "major": major, "minor": minor, "access": "r"} for major in range(200, 230) for minor in range(100)]
+    blocks = [(major, minor) for major in range(200, 230) for minor in range(100)]
+    rules += [{"allow": True, "type": "b", "major": major, "minor": minor, "access": "r"} for major, minor in blocks]
     rules += [{"allow": True, "type": "c", "access": "m"}]
     rules += [{"allow": True, "type": "c", "major": major, "access": "rwm"} for major in (1, 5, 136)]
     world.extra.append(driver := world.new_driver(spares=0))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tare.containers.keeper_client import Event, KeeperClient
-from tare.containers.task import Attachment, ExecLaunch, ExecTask, Exit, Launch, LogPosition, OverlayRoot, Stdio, Task
+from tare.containers.task import Attachment, DirectoryRoot, ExecLaunch, ExecTask, Exit, Launch, LogPosition, OverlayRoot, Stdio, Task
 from tare.errors import Conflict, InvalidArgument, StartFailed, TareError, Unavailable
 from tare.linux.cgroup.detect import Layout, detect
 from tare.linux.cgroup.group import Cgroup
@@ -316,6 +316,16 @@ def _remove_files(run_dir: Path) -> None:
             continue
 
 
+def _write_bundle(launch: Launch) -> None:
+    """What hooks look for in the bundle that they are told of: the configuration, and in it where the root is."""
+    root = launch.rootfs.path if isinstance(launch.rootfs, DirectoryRoot) else launch.run_dir / "rootfs"
+    root.mkdir(mode=0o700, exist_ok=True)
+    document = {**launch.config, "root": {**(launch.config.get("root") or {}), "path": str(root)}}
+    path = launch.run_dir / "config.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(document))
+
+
 class RuntimeDriver:
     """Starts tasks with our own runtime (``TaskDriver``). ``start_launcher`` must be called before the process has threads."""
 
@@ -396,6 +406,8 @@ class RuntimeDriver:
         """Start a task; see ``TaskDriver.start``."""
         try:
             plan = self.plan(launch)
+            if launch.config.get("hooks"):
+                await asyncio.to_thread(_write_bundle, launch)
             task = RuntimeTask(self, launch.id, launch.run_dir, plan.keeper.cgroup)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:

@@ -189,8 +189,8 @@ class Launcher:
             mounts, propagation = await self._mounts(record, mode)
             launch = self._launch(record, mode, root, mounts, connections, attachments, await self._log_target(record))
             if requests := record.host_config.device_requests:
-                known = cdi.specifications(self._config.cdi_spec_dirs)
-                edits = cdi.edits_of(cdi.names_of(requests, known), known, self._config.cdi_spec_dirs)
+                known = await asyncio.to_thread(cdi.known_devices, self._config.cdi_spec_dirs)
+                edits = cdi.edits_of(cdi.names_of(requests, known), known)
                 cdi.inject(launch.config, edits, this_machine())
                 launch.additional_groups += cdi.groups_of(edits)
             if propagation:

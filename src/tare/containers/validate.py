@@ -166,8 +166,8 @@ def _check_modes(host: HostConfig, directories: Sequence[Path]) -> None:
     if host.isolation not in ("", "default"):
         raise InvalidArgument(f'invalid isolation "{host.isolation}": linux only supports "default"')
     if host.device_requests:
-        known = cdi.specifications(directories)
-        cdi.edits_of(cdi.names_of(host.device_requests, known), known, directories)
+        known = cdi.known_devices(directories)
+        cdi.edits_of(cdi.names_of(host.device_requests, known), known)
 
 
 def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:

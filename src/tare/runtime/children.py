@@ -142,11 +142,11 @@ class Child:
         self.reactor.watch(line.fileno(), READ, self._on_line)
         self.reactor.watch(self.pidfd, READ, self._on_exit)
 
-    def go(self, what: str) -> None:
+    def go(self, what: str, **said: Any) -> None:
         """Tell the process that something it waits for is done."""
         if self._line is not None:
             try:
-                messages.send(self._line, {"go": what})
+                messages.send(self._line, {"go": what, **said})
             except OSError:
                 pass
 

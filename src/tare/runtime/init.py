@@ -14,13 +14,13 @@ from tare.linux import process
 from tare.runtime import messages
 from tare.runtime.context import Context, KeeperGone, SetupFailed, reason
 from tare.runtime.plan import Step, decode_steps
-from tare.runtime.steps import kernel, mounts, namespaces, rootfs
+from tare.runtime.steps import hooks, kernel, mounts, namespaces, rootfs
 from tare.runtime.steps import process as process_steps
 
 if TYPE_CHECKING:
     from tare.runtime.prepared import Prepared
 
-STEP_MODULES = (kernel, mounts, namespaces, process_steps, rootfs)
+STEP_MODULES = (hooks, kernel, mounts, namespaces, process_steps, rootfs)
 """Importing them has made their steps known to the decoder."""
 
 

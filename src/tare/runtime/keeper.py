@@ -12,7 +12,7 @@ goes to rest when the container runs, no exec does, no client is attached and no
 the next one continues from in ``go_on``.
 
 Order at the end: init reaped → rest killed → output drained, log closed → exit.json written → announced → mounts let go, cgroup removed →
-socket removed → attachments linger → the keeper exits.
+poststop hooks → socket removed → attachments linger → the keeper exits.
 
 Control protocol (``runtime.messages``): requests ``{"op", "n", ...}`` are answered by ``{"n", "ok": {...}}`` or
 ``{"n", "error": text, "kind": errno name}``; events are ``{"event": "started" | "failed" | "exit" | "exec-exit",
@@ -40,6 +40,7 @@ from tare.runtime.context import SetupFailed, reason
 from tare.runtime.control import Connection, ControlSocket, listen
 from tare.runtime.execs import Execs
 from tare.runtime.holder import AT_REST, Holder
+from tare.runtime.keeperhooks import KeeperHooks
 from tare.runtime.links import make_links
 from tare.runtime.logdrivers import open_log
 from tare.runtime.plan import KeeperPlan
@@ -70,6 +71,7 @@ class Keeper:
         """The process on record as the keeper."""
         self.steps_text = self.exec_defaults_text = ""
         self.reactor = Reactor(holder.epoll if holder is not None else None)
+        self.hooks = KeeperHooks(self.reactor, container_id, self.plan.hooks)
         self.control = ControlSocket(self.reactor, self.handle, self._disconnected)
         self.layout = layout
         self.cgroup: Cgroup | None = None
@@ -197,6 +199,10 @@ class Keeper:
         elif at == "namespaces":
             self._hold_mounts(child)
             self._make_links(child)
+        elif at == "create-hooks":
+            self.hooks.run(("prestart", "createRuntime"), "creating", child.pid, self._on_create_hooks)
+        elif at == "start-hooks":
+            child.go(at, state=self.hooks.state("created", child.pid))
         elif at == "ready":
             # Written while the program is being executed; should that fail, it goes again.
             self._write_task(child)
@@ -206,6 +212,13 @@ class Keeper:
             self._announce({"event": "held", "pid": child.pid, "warnings": self.warnings + child.warnings})
         elif at == "exit" and self.plan.kill_rest and self.cgroup is not None:
             self.cgroup.kill()
+
+    def _on_create_hooks(self, problem: str) -> None:
+        assert self.child is not None
+        if problem:
+            self.child.abort({"failed": problem, "code": 128, "plain": False})
+        else:
+            self.child.go("create-hooks", state=self.hooks.state("creating", self.child.pid))
 
     def _hold_mounts(self, child: Child) -> None:
         try:
@@ -243,6 +256,12 @@ class Keeper:
         self.warnings += child.warnings
         self._announce({"event": "started", "pid": child.pid, "started_at": child.started_at, "warnings": self.warnings})
         self.steps_text = ""
+        if self.hooks.has("poststart"):
+            self.hooks.run(("poststart",), "running", child.pid, self._on_late_hooks)
+
+    def _on_late_hooks(self, problem: str) -> None:
+        if problem:
+            self.warnings.append(problem)
 
     def _write_task(self, child: Child) -> None:
         fields = {
@@ -260,6 +279,7 @@ class Keeper:
 
     def _on_failed(self, child: Child | None, failure: dict[str, Any]) -> None:
         self.failed = True
+        self.hooks.cancel()
         for _, fd in self._attachments:
             messages.close_all([fd])
         self._attachments = []
@@ -415,6 +435,13 @@ class Keeper:
         self._announce({"event": "exit", **self.exit})
         self._release_mounts()
         self._remove_cgroup()
+        if self.hooks.has("poststop"):
+            self.hooks.run(("poststop",), "stopped", 0, self._on_removed)
+        else:
+            self._on_removed("")
+
+    def _on_removed(self, problem: str) -> None:
+        self._on_late_hooks(problem)
         try:
             os.unlink("keeper.sock", dir_fd=self._run_fd)
         except FileNotFoundError:
@@ -467,7 +494,9 @@ class Keeper:
 
     def _at_rest(self) -> bool:
         child = self.child
-        return child is not None and child.running and not self.execs.running and child.stdio.rest() is not None and self.control.flushed
+        if child is None or not child.running or self.hooks.busy:
+            return False
+        return not self.execs.running and child.stdio.rest() is not None and self.control.flushed
 
     def _maybe_rest(self) -> None:
         self._rest_timer = None
@@ -524,7 +553,7 @@ class Keeper:
         self._quiet = min(MOST_QUIET_SECONDS, state["quiet"] * 2) if soon else QUIET_SECONDS
 
     def _done(self) -> bool:
-        if self.exit is None and not self.failed:
+        if (self.exit is None and not self.failed) or self.hooks.busy:
             return False
         children = [*self.execs.running.values(), *([self.child] if self.child else [])]
         return not any(child.stdio.attachments for child in children) and self.control.flushed

@@ -8,12 +8,13 @@ The order of the init's steps, and why:
     open bind sources              the host's tree is still visible, with its propagation
     private tree, root, mounts     cgroup files as late as possible: the keeper attaches us meanwhile
     network inside                 waits for the keeper's links
-    console, devices, masks, pivot
+    console, devices, masks, pivot [hooks: the keeper's, then createContainer, before it]
     names, sysctls, limits         as root, inside
     user look-up                   in the root's own files
     [seccomp]                      here without no_new_privs: it needs CAP_SYS_ADMIN
     drop privileges, cwd, program
     [seccomp]                      here with no_new_privs: as late as possible
+    [startContainer hooks]
     execute
 """
 
@@ -29,8 +30,9 @@ from typing import Any, NamedTuple
 from tare.linux import capabilities, seccomp
 from tare.linux.constants import MS_PRIVATE, MS_REC
 from tare.linux.namespaces import OCI_NAMES
-from tare.runtime import mount_options
+from tare.runtime import hooks, mount_options
 from tare.runtime.plan import ExecPlan, KeeperPlan, LinkPlan, LogPlan, Plan, StdioPlan, Step, UserMap
+from tare.runtime.steps import hooks as hook_steps
 from tare.runtime.steps import kernel, mounts, namespaces, process, rootfs
 
 INIT_PATH = "/sbin/docker-init"
@@ -127,7 +129,8 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
     steps.extend(_root_steps(config, linux, wanted, around))
     steps.extend(_kernel_steps(config, linux, wanted))
     filter_text, filter_flags = _filter(linux.get("seccomp"))
-    steps.extend(lower_process(config.get("process") or {}, around, filter_text, filter_flags))
+    start_hooks = hooks.read(config, "startContainer")
+    steps.extend(lower_process(config.get("process") or {}, around, filter_text, filter_flags, start_hooks=start_hooks))
     keeper = KeeperPlan(
         stdio=around.stdio,
         log=around.log,
@@ -141,6 +144,7 @@ def lower(container_id: str, config: Mapping[str, Any], around: Surroundings) ->
         gid_map=_maps(linux.get("gidMappings")),
         hold=around.hold,
         kill_rest=wanted.get("pid") != "",
+        hooks=_keepers_hooks(config, around),
     )
     kinds = tuple(kind for kind in wanted if kind != "pid")
     return Plan(container_id, keeper, tuple(steps), {"kinds": kinds, "seccomp": filter_text, "flags": filter_flags})
@@ -183,7 +187,13 @@ def lower_exec(
 
 
 def lower_process(
-    config: Mapping[str, Any], around: Surroundings, filter_text: str, filter_flags: int, *, make_directory: bool = True
+    config: Mapping[str, Any],
+    around: Surroundings,
+    filter_text: str,
+    filter_flags: int,
+    *,
+    make_directory: bool = True,
+    start_hooks: tuple[hooks.Hook, ...] = (),
 ) -> list[Step]:
     """Steps from inside the root to exec, for a container's first process and for an exec (which finds its directory or fails)."""
     args = tuple(config.get("args") or ())
@@ -228,6 +238,8 @@ def lower_process(
         steps.append(process.NoNewPrivileges())
     if around.hold:
         steps.append(process.Hold())
+    if start_hooks:
+        steps.append(hook_steps.StartHooks(start_hooks))
     if filter_text and no_new_privileges:
         steps.append(process.LoadSeccomp(filter_text, filter_flags))
     steps.append(process.Execute(supervised))
@@ -276,10 +288,11 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
         steps.append(mounts.OpenSources(own))
     steps.extend(namespaces.OpenForeignSource(place, int(match[1]), match[2]) for place, match in foreign.items())
     steps.append(mounts.PrivateMounts(MS_PRIVATE))
+    anchor = hooks_root(around) if config.get("hooks") else around.run_dir
     if isinstance(around.root, OverlayRootPlan):
-        steps.append(mounts.MountOverlayRoot(around.root.lower, around.root.upper, around.root.work, around.run_dir))
+        steps.append(mounts.MountOverlayRoot(around.root.lower, around.root.upper, around.root.work, anchor))
     else:
-        steps.append(mounts.MountDirectoryRoot(around.root.path, around.run_dir))
+        steps.append(mounts.MountDirectoryRoot(around.root.path, anchor))
     steps.extend(mounting)
     # /dev/ptmx is always a link to the container's own: a node of that name would lead to the host's terminals.
     listed = (item for item in linux.get("devices") or () if os.path.normpath(str(item.get("path"))) != "/dev/ptmx")
@@ -302,9 +315,26 @@ def _root_steps(config: Mapping[str, Any], linux: Mapping[str, Any], wanted: Map
         steps.append(rootfs.ReadonlyPaths(tuple(linux["readonlyPaths"])))
     if linux.get("maskedPaths"):
         steps.append(rootfs.MaskPaths(tuple(linux["maskedPaths"])))
+    awaited = len(hooks.read(config, "prestart") + hooks.read(config, "createRuntime"))
+    if (inside := hooks.read(config, "createContainer")) or awaited:
+        steps.append(hook_steps.CreateHooks(awaited, inside))
     propagation = mount_options.PROPAGATION.get(str(linux.get("rootfsPropagation") or ""), 0)
     steps.append(rootfs.PivotRoot(bool((config.get("root") or {}).get("readonly")), propagation))
     return steps
+
+
+def hooks_root(around: Surroundings) -> str:
+    """Where a container's root is attached until pivot_root, if it has hooks: they find it there, by their bundle's ``root.path``."""
+    return around.root.path if isinstance(around.root, DirectoryRootPlan) else f"{around.run_dir}/rootfs"
+
+
+def _keepers_hooks(config: Mapping[str, Any], around: Surroundings) -> dict[str, Any]:
+    """What the keeper needs to run its share of the hooks and to tell those of the init the container's state."""
+    if not config.get("hooks"):
+        return {}
+    version, annotations = str(config.get("ociVersion") or "1.2.0"), dict(config.get("annotations") or {})
+    state = {"ociVersion": version, "bundle": around.run_dir, "annotations": annotations}
+    return {"state": state, **{kind: hooks.read(config, kind) for kind in hooks.OUTSIDE}}
 
 
 def _translated_sources(config: Mapping[str, Any], linux: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:

@@ -133,6 +133,9 @@ class KeeperPlan(NamedTuple):
     """Wait, after set-up, for the control operation ``go`` before the program is executed (``create`` and ``start`` of an OCI runtime)."""
     kill_rest: bool = False
     """When init ends, kill what it left in the cgroup (it had no pid namespace of its own)."""
+    hooks: dict[str, Any] = {}  # noqa: RUF012
+    """Hooks of the OCI configuration that run in the host's namespaces, by kind, and ``state``: what all hooks are told
+    (``runtime.keeperhooks``). Empty without any."""
 
     def describe(self) -> list[str]:
         lines = [f"make cgroup {self.cgroup}" + (f" with {json.dumps(self.resources, sort_keys=True)}" if self.resources else "")]
@@ -149,6 +152,7 @@ class KeeperPlan(NamedTuple):
         lines.extend(link.describe() for link in self.links)
         if self.name_server:
             lines.append(f"have {self.name_server} answer DNS in the container")
+        lines.extend(f"run {kind} hook {hook[0]}" for kind, found in self.hooks.items() if kind != "state" for hook in found)
         if self.log.driver != "none":
             lines.append(f"log output as {self.log.driver} to {self.log.path}")
         return lines

@@ -76,8 +76,7 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
 
 def _discovered_devices(engine: Engine) -> list[dict[str, str]]:
     """What ``--device KIND=NAME`` may name."""
-    known = cdi.specifications(engine.config.cdi_spec_dirs)
-    return [{"Source": "cdi", "ID": f"{each.kind}={device.name}"} for each in known for device in each.devices]
+    return [{"Source": "cdi", "ID": name} for name in sorted(cdi.known_devices(engine.config.cdi_spec_dirs).devices)]
 
 
 def engine_id(data_root: Path) -> str:

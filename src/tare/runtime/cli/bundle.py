@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from tare.linux.cgroup.detect import Layout
 from tare.runtime import lowering
-from tare.runtime.cli import hooks, steps
+from tare.runtime.cli import steps
 from tare.runtime.cli.report import RuntimeFailure
 from tare.runtime.plan import Plan, StdioPlan, Step
-from tare.runtime.steps import mounts, namespaces, process, rootfs
+from tare.runtime.steps import mounts, namespaces, process
 
 CONFIG_LIMIT = 16 * 1024 * 1024
 
@@ -195,19 +195,10 @@ def lower(
         own_user = any(isinstance(item, namespaces.NewUserNamespace) for item in plan.steps)
         if own_user and not (plan.keeper.uid_map and plan.keeper.gid_map):
             raise ValueError("linux.uidMappings and linux.gidMappings must be given with a new user namespace")
-        before = hooks.read(config, "prestart") + hooks.read(config, "createRuntime")
-        inside = hooks.read(config, "createContainer")
-        start = hooks.read(config, "startContainer")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise RuntimeFailure(f"invalid configuration: {error}") from None
     result: list[Step] = []
     for item in adapt(plan.steps, listener, descriptors):
-        if isinstance(item, rootfs.PivotRoot) and (before or inside):
-            result.append(steps.CreateHooks(len(before), inside))
-        if isinstance(item, process.Execute) and start:
-            # A filter with no_new_privs stays the last step before the program.
-            place = len(result) - (1 if isinstance(result[-1], process.LoadSeccomp) else 0)
-            result.insert(place, steps.StartHooks(start))
         if isinstance(item, mounts.MountFilesystem) and item.destination in filled:
             item = steps.FillTmpfs(item.destination, (type(item).__name__, item._asdict()))
         result.append(item)

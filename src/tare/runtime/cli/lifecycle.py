@@ -12,9 +12,8 @@ from typing import Any
 
 from tare.linux import process
 from tare.linux.cgroup.group import Cgroup
-from tare.runtime import messages
+from tare.runtime import hooks, messages
 from tare.runtime.cli import bundle as bundles
-from tare.runtime.cli import hooks
 from tare.runtime.cli.call import Call
 from tare.runtime.cli.options import Parsed
 from tare.runtime.cli.report import RuntimeFailure

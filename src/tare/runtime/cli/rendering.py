@@ -19,8 +19,8 @@ from tare.linux.constants import (
     MS_SLAVE,
     MS_UNBINDABLE,
 )
+from tare.runtime import hooks
 from tare.runtime.cli import bundle as bundles
-from tare.runtime.cli import hooks
 from tare.runtime.plan import Plan, Step
 from tare.runtime.steps import kernel, mounts, namespaces, network, process, rootfs
 

@@ -4,7 +4,7 @@
 ``start`` connects; from then on that connection is the init's line, so that a program that cannot be executed is an error of ``start``:
 
     start → init   {"go": "exec"}
-    init → start   {"at": "start-hooks"} → {"go": "start-hooks", "state": {...}}      only with such hooks
+    init → start   {"at": "start-hooks"}, answered with the state           only with such hooks (``runtime.steps.hooks``)
                    {"at": "ready"}, then the line closes: the program runs
                    {"failed": ...}
 """
@@ -18,8 +18,6 @@ import stat
 from typing import Any, NamedTuple
 
 from tare.linux import mount, process
-from tare.runtime import messages
-from tare.runtime.cli import hooks
 from tare.runtime.context import Context, KeeperGone, SetupFailed, reason
 from tare.runtime.plan import Step, decode_steps, step
 
@@ -71,57 +69,6 @@ def _check_accept(listener: socket.socket) -> None:
     except OSError as error:
         remedy = "allow it, or set process.noNewPrivileges so that the filter comes last"
         raise SetupFailed(f"the seccomp filter denies accept4(2), by which a created container waits for its start: {remedy}") from error
-
-
-def ask_state(context: Context, what: str) -> dict[str, Any]:
-    """Tell how far we are and hear the container's state as the host sees it."""
-    context.tell(what)
-    while True:
-        message, fds = messages.receive(context.line)
-        messages.close_all(fds)
-        if message is None:
-            raise KeeperGone
-        go = str(message.get("go"))
-        context.heard.add(go)
-        if go == what:
-            state: dict[str, Any] = message["state"]
-            return state
-
-
-@step
-class CreateHooks(NamedTuple):
-    """Let the command run the hooks in the host's namespaces, then run those for the container's."""
-
-    awaited: int
-    """Hooks that the command runs."""
-    hooks: tuple[hooks.Hook, ...]
-
-    def describe(self) -> str:
-        own = "".join(f", run createContainer hook {hook[0]}" for hook in self.hooks)
-        return f"wait for {self.awaited} prestart and createRuntime hooks{own}"
-
-    def run(self, context: Context) -> None:
-        run_hooks("createContainer", self.hooks, ask_state(context, "create-hooks"))
-
-
-@step
-class StartHooks(NamedTuple):
-    """Run the hooks that precede the program, inside the container."""
-
-    hooks: tuple[hooks.Hook, ...]
-
-    def describe(self) -> str:
-        return "run startContainer hooks: " + " ".join(hook[0] for hook in self.hooks)
-
-    def run(self, context: Context) -> None:
-        run_hooks("startContainer", self.hooks, ask_state(context, "start-hooks"))
-
-
-def run_hooks(kind: str, items: tuple[hooks.Hook, ...], state: dict[str, Any]) -> None:
-    try:
-        hooks.run_all(kind, (hooks.Hook(*item) for item in items), state)
-    except hooks.HookFailed as error:
-        raise SetupFailed(str(error)) from None
 
 
 @step

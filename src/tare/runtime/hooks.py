@@ -1,11 +1,12 @@
 """The OCI hooks: programs of the caller's that are told of the container's state on their standard input.
 
-    prestart, createRuntime   by the command, in the host's namespaces, once the container's exist and before its root is entered
+    prestart, createRuntime   in the host's namespaces, once the container's exist and before its root is entered
     createContainer           by the init, in the container's namespaces, before its root is entered
     startContainer            by the init, inside, just before the program
-    poststart, poststop       by the command, after ``start`` and ``delete``; a failure is only a warning
+    poststart, poststop       in the host's namespaces, once the program runs, and when it has ended; a failure is only a warning
 
-Those before the program must succeed, or there is no container.
+Those of the host's namespaces are run by the keeper (``runtime.keeperhooks``) or by the command ``tare-runtime``. Those before the program
+must succeed, or there is no container.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 from tare.linux import process
 
 OUTPUT_LIMIT = 4096
+OUTSIDE = ("prestart", "createRuntime", "poststart", "poststop")
+"""The kinds that run in the host's namespaces."""
 
 
 class Hook(NamedTuple):
@@ -88,6 +91,7 @@ def _become(hook: Hook, given: int, said: int) -> None:
     """The child's side; never returns."""
     try:
         os.setpgid(0, 0)
+        process.die_with_parent()
         os.dup2(given, 0)
         os.dup2(said, 1)
         os.dup2(said, 2)
