@@ -118,7 +118,9 @@ def test_what_a_run_is_not_given(engine: Daemon) -> None:
     assert "ssh agent default: not found" in failed(engine, base + "--mount=type=ssh,required true\n")
     assert "network.host is not allowed" in failed(engine, base + "--network=host true\n")
     assert "security.insecure is not allowed" in failed(engine, base + "--security=insecure true\n")
-    assert "CDI names are not offered" in failed(engine, base + "--device=vendor.com/class=x true\n")
+    device = "--device=tare.test/none=x"
+    assert 'required device "tare.test/none=x" is not registered' in failed(engine, base + device + ",required true\n")
+    assert "not even" not in built(engine, base + device + " true # not even a warning\n")
     assert 'invalid mount target "/"' in failed(engine, base + "--mount=type=tmpfs,target=/ true\n")
     seen = "mkdir /m && mount -t tmpfs x /m && readlink /proc/self/ns/net > /n"
     allowed = built(engine, f"{base}--network=host --security=insecure {seen}\n", "--allow", "network.host", "--allow", "security.insecure")

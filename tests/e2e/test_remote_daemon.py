@@ -180,6 +180,16 @@ def test_devices_by_name(remote: tuple[Daemon, Path]) -> None:
     assert f"unresolvable CDI devices test.example/scale=two ({folder}/other.yaml: Object missing required field `kind`)" in done.stderr
     done = daemon.docker("run", "--rm", "--device", "test.example/scale=broken", "busybox", "true", check=False)
     assert "error running prestart hook /bin/false: exit status 1" in done.stderr
+    device = "--device=test.example/scale"
+    command = "head -c 3 /dev/balance | wc -c > /weight && ls /certs >> /weight && echo $SCALE >> /weight"
+    file = f"FROM busybox\nRUN {device}=one {command}\nRUN {device}=none,required=false cat /weight && ! ls /dev/balance /certs\n"
+    allow = "device=test.example/scale=one"
+    done = daemon.tare("build", "--progress=plain", "--allow", allow, "-t", "weighed", "-", input=file)
+    assert daemon.docker("run", "--rm", "weighed", "cat", "/weight").stdout.split()[-1] == "1"
+    done = daemon.tare("build", "-", input=file, check=False)
+    assert (
+        "device test.example/scale=one is requested by the build but not allowed: pass --allow device=test.example/scale=one" in done.stderr
+    )
     for name in ("scale.yaml", "other.yaml", "hook", "heard"):
         (folder / name).unlink()
 

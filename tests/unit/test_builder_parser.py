@@ -133,6 +133,12 @@ def test_everything() -> None:
             "mounts",
             (ins.RunMount("secret", id="k", required=True, mode=0o400, uid="3"),),
         ),
+        (
+            "RUN --device=v.com/gpu=0,required --device=v.com/gpu x",
+            "devices",
+            (ins.RunDevice("v.com/gpu=0", True), ins.RunDevice("v.com/gpu")),
+        ),
+        ("RUN --device=required=1,name=v.com/gpu=* x", "devices", (ins.RunDevice("v.com/gpu=*", True),)),
         ("RUN --mount=type=tmpfs,target=/t,size=2m x", "mounts", (ins.RunMount("tmpfs", "/t", size=2 << 20),)),
     ],
 )
@@ -173,6 +179,9 @@ def test_one(text: str, field: str, value: object) -> None:
         ("FROM a\nCOPY x <<EOF\nEOF", 2, "COPY cannot accept a heredoc as a destination"),
         ("FROM a\nADD --checksum=sha256:0 x y z", 2, "checksum can't be specified for multiple sources"),
         ("FROM a\nRUN --mount=type=nfs,target=/x y", 2, "unsupported mount type 'nfs'"),
+        ("FROM a\nRUN --device=/dev/fuse y", 2, 'invalid device "/dev/fuse"'),
+        ("FROM a\nRUN --device=a.b/c=d,requird=1 y", 2, "unexpected key 'requird' in 'requird=1' (did you mean required?)"),
+        ("FROM a\nRUN --device=a.b/c,d y", 2, "invalid field 'd' must be a key=value pair"),
         ("FROM a\nRUN --mount=type=cache y", 2, "target is required"),
         ("FROM a\nRUN --mount=type=cache,tagret=/x y", 2, "unexpected key 'tagret'"),
         ("FROM a\nRUN <<EOF\nx", 2, "unterminated heredoc"),

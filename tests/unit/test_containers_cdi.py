@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tare.builder import rundevices
+from tare.builder.instructions import RunDevice
 from tare.containers import cdi
 from tare.containers.machine import Machine
 from tare.errors import InvalidArgument
@@ -188,3 +190,22 @@ def test_invalid_files_are_told_with_their_reason(tmp_path: Path, change: dict[s
 def test_hostile_yaml_is_a_problem_of_its_file(tmp_path: Path, text: str) -> None:
     found = known(tmp_path, text)
     assert not found.devices and list(found.problems) == [str(tmp_path / "0.yaml")]
+
+
+def test_devices_of_builds(tmp_path: Path) -> None:
+    open_ = specification("open.com/dev")
+    open_["annotations"] = {"org.mobyproject.buildkit.device.autoallow": "true"}
+    open_["devices"][0]["annotations"] = {"org.mobyproject.buildkit.device.class": "fast"}
+    found = known(tmp_path, specification(), open_)
+
+    def chosen(*names: str, allow: tuple[str, ...] = (), required: bool = True) -> list[str]:
+        return rundevices.chosen([RunDevice(name, required) for name in names], found, allow)
+
+    assert chosen("open.com/dev", "open.com/dev=*", "open.com/dev=fast") == ["open.com/dev=a", "open.com/dev=all"]
+    assert chosen("example.com/dev=a", allow=("device=example.com/dev=a",)) == ["example.com/dev=a"]
+    assert chosen("example.com/dev=*", allow=("device",)) == ["example.com/dev=a", "example.com/dev=all"]
+    assert chosen("example.com/none", required=False) == []
+    with pytest.raises(InvalidArgument, match=r"devices example.com/dev=a, example.com/dev=all are requested by the build but not allowed"):
+        chosen("example.com/dev=*", "open.com/dev=fast", allow=("device=open.com/dev",))
+    with pytest.raises(InvalidArgument, match=r'required device "example.com/none" is not registered'):
+        chosen("example.com/none")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tare.builder.instructions import RunMount
+from tare.builder.instructions import RunDevice, RunMount
 from tare.errors import InvalidArgument
 
 BOOLEAN = "boolean"
@@ -31,6 +31,7 @@ _VARIABLE = re.compile(r"\$.")
 _CHECKED = frozenset({"type", "sharing", "mode", "size", "readonly", "ro", "rw", "readwrite", "required"})
 """Keys whose values are not any text."""
 _SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_.-]*(=.*)?")
 _TRUTH = {"true": True, "1": True, "t": True, "": True, "false": False, "0": False, "f": False}
 
 
@@ -128,6 +129,32 @@ def parse_mount(text: str, expand: Callable[[str], str] | None = None) -> RunMou
     if not later:
         _check(mount, text)
     return mount
+
+
+def parse_device(text: str) -> RunDevice:
+    """One ``--device``: ``NAME[,required]``, NAME as ``vendor.com/class=name``; or ``name=NAME,required=BOOL``."""
+    name, required = "", False
+    for word in next(csv.reader(io.StringIO(text)), []):
+        key, equals, value = word.partition("=")
+        key = key.lower()
+        if key == "required":
+            if value.lower() not in _TRUTH:
+                raise InvalidArgument(f"invalid value for {key}: {value}")
+            required = _TRUTH[value.lower()]
+        elif key == "name" and equals:
+            if name:
+                raise InvalidArgument(f"device name already set to {name}")
+            name = value
+        elif not name:
+            name = word
+        elif not equals:
+            raise InvalidArgument(f"invalid field '{word}' must be a key=value pair")
+        else:
+            near = difflib.get_close_matches(key, ["name", "required"], 1)
+            raise InvalidArgument(f"unexpected key '{key}' in '{word}'" + (f" (did you mean {near[0]}?)" if near else ""))
+    if not _DEVICE.fullmatch(name):
+        raise InvalidArgument(f'invalid device "{name}": it is named as vendor.com/class=name (Container Device Interface)')
+    return RunDevice(name, required)
 
 
 def _field(fields: dict[str, Any], key: str, value: str, given: bool, word: str) -> None:

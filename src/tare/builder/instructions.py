@@ -56,6 +56,14 @@ class RunMount:
 
 
 @dataclass(frozen=True, slots=True)
+class RunDevice:
+    """One ``RUN --device``: a device of the Container Device Interface, or a kind of them."""
+
+    name: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """What all have in common: the lines they come from."""
 
@@ -84,7 +92,7 @@ class Run(Instruction):
     mounts: tuple[RunMount, ...] = ()
     network: str = "default"
     security: str = "sandbox"
-    devices: tuple[str, ...] = ()
+    devices: tuple[RunDevice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tare.builder import instructions as ins
 from tare.builder.errors import DockerfileError
-from tare.builder.flags import FLAGS, parse_flags, parse_mount, split_flags
+from tare.builder.flags import FLAGS, parse_device, parse_flags, parse_mount, split_flags
 from tare.builder.source import Line, Source, raw_words
 from tare.errors import InvalidArgument
 
@@ -106,7 +106,7 @@ class _Parser:
         command = self._command(rest)
         if not command.words or not any(command.words):
             raise InvalidArgument("RUN requires at least one argument")
-        devices = tuple(self._flags.get("device", ()))
+        devices = tuple(parse_device(text) for text in self._flags.get("device", ()))
         return ins.Run(**self._base(), command=command, mounts=mounts, network=network, security=security, devices=devices)
 
     def _make_copy(self, rest: str) -> ins.Instruction:

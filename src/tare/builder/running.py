@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tare.builder.runmounts import Places
+from tare.containers import cdi
 from tare.containers.names import new_id
 from tare.containers.record import MountPoint, Record
 from tare.containers.task import Attachment, Exit, Task
@@ -88,6 +89,10 @@ class Runner:
         self._snapshots = snapshots
         self._records = metadata.builds
         self.places = Places(config, snapshots)
+
+    def devices(self) -> cdi.Known:
+        """What ``RUN --device`` may name. In a worker thread."""
+        return cdi.known_devices(self._config.cdi_spec_dirs)
 
     # -- after a crash ------------------------------------------------------------------------------------------------------------------
 

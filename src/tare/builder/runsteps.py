@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tare.builder import configure, copying, emulation, runmounts
+from tare.builder import configure, copying, emulation, rundevices, runmounts
 from tare.builder import instructions as ins
 from tare.builder.cache import key_of
 from tare.builder.flags import parse_mount
 from tare.builder.request import NETWORK_HOST, SECURITY_INSECURE, RunFailed
 from tare.builder.running import Job
+from tare.containers.cdi import edits_of
 from tare.containers.record import MountPoint
 from tare.errors import InvalidArgument, NotFound, TareError
 from tare.images.committing import store_layer
 from tare.oci.digest import Digest
-from tare.wire.container import Config, HostConfig
+from tare.wire.container import Config, DeviceRequest, HostConfig
 from tare.wire.decode import convert
 
 if TYPE_CHECKING:
@@ -177,12 +178,18 @@ def _host(stage: StageBuild, instruction: ins.Run) -> HostConfig:
                 f"granting entitlement {SECURITY_INSECURE} is not allowed by build configuration: pass --allow {SECURITY_INSECURE}"
             )
         host.privileged = True
-    if instruction.devices:
-        paths = [device.partition(",")[0] for device in instruction.devices]
-        if any(not path.startswith("/dev/") for path in paths):
-            raise InvalidArgument("RUN --device: name a device file below /dev (CDI names are not offered)")
-        raise InvalidArgument(f"granting entitlement device for {', '.join(paths)} is not allowed by build configuration")
     return host
+
+
+async def _devices(stage: StageBuild, instruction: ins.Run, host: HostConfig) -> list[str]:
+    """Where the devices of ``--device`` mount something; ``host`` asks for them from now on."""
+    if not instruction.devices:
+        return []
+    known = await stage.build.in_thread(stage.build.runner.devices)
+    names = rundevices.chosen(instruction.devices, known, stage.build.request.allow)
+    if names:
+        host.device_requests = [DeviceRequest(driver="cdi", device_ids=names)]
+    return [mount.container_path for edits in edits_of(names, known) for mount in edits.mounts or ()]
 
 
 def _vector(stage: StageBuild, command: ins.Command) -> tuple[list[str], str, tuple[str, bytes] | None]:
@@ -207,9 +214,11 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
     build = stage.build
     vector, shown, script = _vector(stage, instruction.command)
     host = _host(stage, instruction)
+    stubs = await _devices(stage, instruction, host)
     declared, silent = stage.run_environment()
     mounts = _Mounts(stage, instruction.mounts)
-    keys = [key_of("run", stage.state_key(), vector, declared, await mounts.key(), instruction.network, instruction.security, shown)]
+    asked = [instruction.network, instruction.security, *(f"device {device.name}" for device in instruction.devices)]
+    keys = [key_of("run", stage.state_key(), vector, declared, await mounts.key(), *asked, shown)]
     prefix = " ".join([f"|{len(declared)}", *declared, ""]) if declared or silent else ""
 
     async def made() -> Made:
@@ -226,7 +235,7 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
                 config.entrypoint, config.cmd, config.healthcheck, config.volumes = None, vector, None, None
                 config.exposed_ports = None
                 config.env = [*silent, *declared, *(config.env or ()), *further]
-                job = Job(id, config, host, tuple(stage.state.diff_ids), tuple(points), tuple(_parents(points)))
+                job = Job(id, config, host, tuple(stage.state.diff_ids), tuple(points), (*_parents(points), *stubs))
                 async with build.running:
                     exit = await _native(stage, build.runner.run(job, stage.output))
                 if exit.code:
@@ -240,7 +249,10 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
             finally:
                 await build.finally_(build.runner.end(id))
 
-    plain = not (instruction.mounts or script) and (instruction.network, instruction.security) == ("default", "sandbox")
+    plain = not (instruction.mounts or script or instruction.devices) and (instruction.network, instruction.security) == (
+        "default",
+        "sandbox",
+    )
     await stage.layer_step(keys, lambda _: prefix + shown, made, ran=True, line=prefix + shown if plain else "")
 
 

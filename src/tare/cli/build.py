@@ -431,7 +431,7 @@ BUILD = Command(
     _build,
     (
         ("add-host", "", "list", 'Add a custom host-to-IP mapping ("host:ip")'),
-        ("allow", "", "list", 'Allow extra privileged entitlement ("network.host", "security.insecure")'),
+        ("allow", "", "list", 'Allow extra privileged entitlement ("network.host", "security.insecure", "device[=NAME]")'),
         ("annotation", "", "list", "Add annotation to the image"),
         ("attest", "", "list", 'Attestation parameters ("type=sbom,generator=image")'),
         ("build-arg", "", "list", "Set build-time variables"),
