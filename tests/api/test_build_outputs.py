@@ -152,11 +152,41 @@ def test_pull_and_platform(engine: Daemon, registry: str, tmp_path: Path) -> Non
     for architecture in ("amd64", "arm64"):
         shown = skopeo("inspect", "--config", "--override-arch", architecture, f"docker://{registry}/multi:1")
         assert shown["architecture"] == architecture and shown["config"]["Labels"] == {"a": architecture}
+    _one_family(engine, registry, path, tmp_path)
     classic(engine, "-q", "--platform", "linux/arm64", "-t", "arm", path)
     assert engine.docker("inspect", "-f", "{{.Architecture}} {{.Config.Labels.a}}", "arm").stdout == "arm64 arm64\n"
     failed = engine.tare("build", "--platform", "linux/s390x", "-", input="FROM scratch\nCOPY --from=busybox / /\nRUN true\n", check=False)
     assert failed.returncode == 1
     engine.docker("rmi", "-f", "pulled", "arm", name)
+
+
+def _one_family(engine: Daemon, registry: str, path: str, scratch: Path) -> None:
+    """Several platforms in the store: one name, an index that ties them together, which a push and an archive keep."""
+    name, told, id_file = f"{registry}/family:1", scratch / "told", scratch / "id"
+    flags = ["--platform", "linux/amd64,linux/arm64", "--provenance=true", "--annotation", "index:c=d", "--annotation", "a=b"]
+    dangling = ["images", "-f", "dangling=true", "-q"]
+    before = engine.docker(*dangling).stdout
+    engine.tare("build", "-q", *flags, "-t", name, "--metadata-file", str(told), "--iidfile", str(id_file), path)
+    assert f"{registry}/family" in (listed := engine.docker("images", "-a", "--format", "{{.Repository}}:{{.Tag}}").stdout)
+    assert "arm64" not in listed and engine.docker(*dangling).stdout == before
+    tree = engine.tare("image", "ls", "--tree", name).stdout
+    assert tree.count("linux/amd64") == tree.count("linux/arm64") == 1
+    assert id_file.read_text() == engine.docker("inspect", "-f", "{{.Id}}", name).stdout.strip()
+    for architecture in ("amd64", "arm64"):
+        found = engine.docker("image", "inspect", "--platform", f"linux/{architecture}", "-f", "{{.Config.Labels.a}}", name).stdout
+        assert found == f"{architecture}\n"
+    engine.docker("push", "-q", name)
+    index = raw(registry, "family/manifests/1")
+    platforms = [entry["platform"]["architecture"] for entry in index["manifests"]]
+    assert platforms == ["amd64", "arm64", "unknown", "unknown"] and index["annotations"] == {"c": "d"}
+    digest = json.loads(told.read_text())["containerimage.digest"]
+    assert f"family@{digest}" in engine.docker("inspect", "-f", "{{.RepoDigests}}", name).stdout
+    engine.docker("save", "-o", str(scratch / "family.tar"), name)
+    engine.docker("rmi", name)
+    assert "family" not in engine.docker("images", "-a").stdout and engine.docker(*dangling).stdout == before
+    engine.docker("load", "-q", "-i", str(scratch / "family.tar"))
+    assert engine.tare("image", "ls", "--tree", name).stdout.count("linux/arm64") == 1
+    engine.docker("rmi", name)
 
 
 _ARM = (

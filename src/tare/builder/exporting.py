@@ -7,8 +7,8 @@
     local, tar the file tree
     cacheonly  nothing but the cache
 
-Several platforms make an index where the output can hold one. The store cannot: there each platform is an image, the one for this machine
-has the names, the others have them with their platform behind the tag.
+Several platforms make an index. In the store each platform is an image, and the index ties them together: the one for this machine has the
+names, the others are its siblings (``images.siblings``). What is attested of an image, and annotations, are kept with it in the same way.
 """
 
 from __future__ import annotations
@@ -64,12 +64,8 @@ def check(request: BuildRequest) -> None:
     """Refuse what could not be done later. ``InvalidArgument`` names it."""
     outputs, tags = request.outputs, request.tags
     Annotations.parse(request.annotations)
-    pushed = any(output.type == "registry" or is_true(output.attributes.get("push", "")) for output in outputs)
-    documents = pushed or any(output.type == "oci" or (output.type == "docker" and "dest" in output.attributes) for output in outputs)
-    if request.annotations and not documents:
-        raise InvalidArgument("annotations are part of a manifest, which an image in the store has not: use --push, or --output type=oci")
-    if request.attestations and not request.call and not (pushed or any(output.type in ("oci", "local", "tar") for output in outputs)):
-        raise InvalidArgument("an image in the store has no attestations: use --push, or --output type=oci, local or tar")
+    if request.annotations and outputs and all(output.type in ("local", "tar", "cacheonly") for output in outputs):
+        raise InvalidArgument("annotations are part of a manifest, which a file tree has not: use --output type=image or type=oci")
     for output in outputs:
         if output.type not in _TYPES:
             raise InvalidArgument(f"unsupported output type {output.type!r}: {', '.join(_TYPES)} are offered")
@@ -148,26 +144,29 @@ class Exporter:
     async def _image(self, output: Export, results: Sequence[Result], main: Result, names: Sequence[Reference]) -> dict[str, Any]:
         pushed = output.type == "registry" or is_true(output.attributes.get("push", ""))
         stored = output.type != "registry" and is_true(output.attributes.get("store", "true"))
-        metadata: dict[str, Any] = {} if pushed else {"containerimage.digest": str(main.id)}
+        style = Style.of(output.attributes, self.request.annotations, oci=False)
+        family = len(results) > 1 or bool(results[0].statements or style.annotations.entries)
+        publication: Publication | None = None
         async with self._step("exporting to image") as vertex:
-            if stored:
-                await self._store(results, main, names, vertex)
-            if pushed:
-                style = Style.of(output.attributes, self.request.annotations, oci=False)
+            if pushed or family:
                 publication = await publish(results, style, self.images.publisher, self.pins)
+                for raw in (*publication.documents.values(), *(raw for _, raw in publication.manifests.values())):
+                    self.pins.hold(Digest.of(raw))
+                    self.content.put(raw)
+            if stored:
+                await self._store(results, main, names, publication if family else None, vertex)
+            if pushed and publication is not None:
                 for name in names:
                     await self._push(publication, name, main if stored else None, output, vertex)
-                metadata |= _described(publication)
-        return metadata
+        return {"containerimage.digest": str(main.id)} if publication is None else _described(publication)
 
-    async def _store(self, results: Sequence[Result], main: Result, names: Sequence[Reference], vertex: Vertex | None) -> None:
-        for result in results:
-            image = await self.images.create_from_layers(result.config)
+    async def _store(
+        self, results: Sequence[Result], main: Result, names: Sequence[Reference], publication: Publication | None, vertex: Vertex | None
+    ) -> None:
+        for result in sorted(results, key=lambda result: result is main):
+            image = await self.images.create_from_layers(result.config, packed=publication.images[result.id] if publication else None)
             if vertex is not None:
                 await vertex.status(f"writing image {image.id}", done=True)
-            if result is not main:
-                for name in names:
-                    self.images.tag(image.id, name.repository.familiar(), f"{name.tag}-{str(result.config.platform()).replace('/', '-')}")
         if self.request.trace or self.request.squash:  # else the last stage has told it
             await self.say(Built(str(main.id)))
         if not self.request.trace:
@@ -184,9 +183,6 @@ class Exporter:
         queue: asyncio.Queue[Progress | None] = asyncio.Queue()
 
         async def work() -> None:
-            for raw in (*publication.documents.values(), *(raw for _, raw in publication.manifests.values())):
-                self.pins.hold(Digest.of(raw))
-                self.content.put(raw)
             blobs = self.images.publisher.blobs()
             sources = sorted({source for digest in publication.layers for source in blobs.sources(digest, name)})
             push = await Push.open(self.images.registry, self.content, name, self.request.credentials(name), sources, queue.put_nowait)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tare.distribution.compress import Compression
 from tare.errors import InvalidArgument
+from tare.images.image import Packed
 from tare.oci import media_types
 from tare.oci.digest import Digest
 from tare.oci.image import Descriptor, ImageConfig
@@ -97,6 +98,8 @@ class Publication:
     """Configs and statements."""
     layers: dict[Digest, Descriptor] = field(default_factory=dict)
     """Layers' blobs, in the content store, by digest."""
+    images: dict[Digest, Packed] = field(default_factory=dict)
+    """What belongs to each image, by its id."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ async def publish(results: Sequence[Result], style: Style, publisher: Publisher,
     raw = encode(document)
     found.top = Descriptor(document["mediaType"], Digest.of(raw), len(raw), annotations=style.annotations.of("index-descriptor") or None)
     found.manifests[found.top.digest] = document["mediaType"], raw
+    for id, image in found.images.items():
+        found.images[id] = replace(image, documents=(found.top.digest, *image.documents))
     return found
 
 
@@ -194,6 +199,7 @@ async def _image(
     digest = Digest.of(raw)
     found.manifests[digest] = kind, raw
     found.top = Descriptor(kind, digest, len(raw))
+    found.images[result.id] = Packed(digest, (digest,), tuple(Digest.parse(layer["digest"]) for layer in layers))
     entry = plain(Descriptor(kind, digest, len(raw), annotations=style.annotations.of("manifest-descriptor", platform) or None))
     fields = {"architecture": result.config.architecture, "os": result.config.os, "variant": result.config.variant or ""}
     return entry | {"platform": {name: value for name, value in fields.items() if value}}
@@ -228,6 +234,8 @@ def _attestations(found: Publication, result: Result, image: Digest) -> dict[str
     )
     digest = Digest.of(raw)
     found.manifests[digest] = media_types.OCI_MANIFEST, raw
+    blobs = (Digest.of(config), *(Digest.parse(each) for each in digests))
+    found.images[result.id] = replace(found.images[result.id], artifacts=(digest,), attachments=blobs)
     notes = {_REFERENCE_DIGEST: str(image), _REFERENCE_TYPE: "attestation-manifest"}
     entry = plain(Descriptor(media_types.OCI_MANIFEST, digest, len(raw), annotations=notes))
     return entry | {"platform": {"architecture": "unknown", "os": "unknown"}}

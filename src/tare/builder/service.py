@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,13 +161,12 @@ class Builder:
             dockerfile = parser.parse(text, request.dockerfile)
             await self._checked(request, dockerfile, text, context, say)
             async with self.images.pins() as pins:
-                results = []
                 imports = Imports(request, self.images, self.layers, pins, in_thread)
                 await imports.load(say)
                 for one in _per_platform(request):
                     graph = stages.plan(dockerfile, one.build_args, one.target, one.platform)
                     builds.append(Build(self, one, graph, context, pins, imports))
-                    results.append(await self._result(builds[-1], text, say))
+                results = await _side_by_side([self._result(build, text, say) for build in builds])
                 exporter = Exporter(self.images, self.images.content, self.snapshots, request, pins, say, session)
                 await self._warn_unused(request, builds, say)
                 image = await exporter.export(results)
@@ -330,6 +329,17 @@ class Builder:
 def _plain_entry(record: CacheRecord) -> CacheEntry:
     """A step that made no layer, for a rule."""
     return CacheEntry("", "regular", record.description, False, False, 0, record.made, record.used, record.count)
+
+
+async def _side_by_side(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of all; the first failure ends the others, and is told when they have ended."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _per_platform(request: BuildRequest) -> list[BuildRequest]:

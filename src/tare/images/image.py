@@ -68,6 +68,20 @@ class ImageRecord(msgspec.Struct, omit_defaults=True):
         )
 
 
+@dataclass(frozen=True)
+class Packed:
+    """What there is of an image in the content store beside its config, all of it written already."""
+
+    manifest: Digest
+    documents: tuple[Digest, ...]
+    """The manifest and the index that leads to it, the index first."""
+    blobs: tuple[Digest, ...]
+    """Compressed layers, bottom first."""
+    artifacts: tuple[Digest, ...] = ()
+    """Manifests of attestations, and ``attachments``: the blobs that these name."""
+    attachments: tuple[Digest, ...] = ()
+
+
 class TagRecord(msgspec.Struct, omit_defaults=True):
     """The stored record of one name (table ``tags``, key: full reference, owner: image id)."""
 

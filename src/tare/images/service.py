@@ -37,7 +37,7 @@ from tare.images.check import Checker, Findings
 from tare.images.committing import Step, child_config, store_layer
 from tare.images.filters import select
 from tare.images.garbage import Freed, Garbage, Pins
-from tare.images.image import HistoryItem, Image, ImageRecord, Removal, epoch, platform_mismatch
+from tare.images.image import HistoryItem, Image, ImageRecord, Packed, Removal, epoch, platform_mismatch
 from tare.images.importing import import_layer
 from tare.images.names import Names
 from tare.images.publishing import Publisher
@@ -318,10 +318,12 @@ class Images:
         self._publish("import", image.id, image.id, image.labels)
         return image
 
-    async def create_from_layers(self, config: ImageConfig, name: Reference | None = None, parent: str = "") -> Image:
+    async def create_from_layers(
+        self, config: ImageConfig, name: Reference | None = None, parent: str = "", packed: Packed | None = None
+    ) -> Image:
         """Record an image over layers that the store has; its id is the digest of ``config`` as encoded here.
 
-        For import, commit and build. The caller pins the layers until this returns.
+        For import, commit and build. The caller pins the layers, and what is ``packed`` of it, until this returns.
         """
         missing = [diff_id for diff_id in config.diff_ids if not self._layers.has(diff_id)]
         if missing:
@@ -335,9 +337,13 @@ class Images:
                 diff_ids=[str(diff_id) for diff_id in config.diff_ids],
                 size=self._size(config.diff_ids),
                 created=config.created or NO_TIME,
-                documents=[str(image_id)],
+                documents=[*map(str, packed.documents if packed else ()), str(image_id)],
                 parent=parent,
             )
+            if packed is not None:
+                record.manifest = str(packed.manifest)
+                record.blobs = list(dict.fromkeys(map(str, packed.blobs)))
+                record.artifacts, record.attachments = [*map(str, packed.artifacts)], [*map(str, packed.attachments)]
             with self._metadata.transaction():
                 self._records.put(str(image_id), record.merged(self._records.find(str(image_id))))
                 if name is not None:
