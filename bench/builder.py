@@ -134,7 +134,7 @@ def cached(found: dict[str, Builder], root: Path) -> None:
     seconds = {}
     for name, builder in found.items():
         cold = builder.build(path, "-t", "cached")
-        seconds[name] = median(lambda builder=builder: builder.build(path, "-t", "cached"))
+        seconds[name] = median(lambda builder=builder: builder.build(path, "-t", "cached"), 15)
         print(f"  {name}: cold {cold:.2f} s", flush=True)
     tell("20 steps, all cached", seconds, 1 / 3)
     buffer = io.BytesIO()

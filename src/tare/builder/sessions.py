@@ -168,8 +168,9 @@ class Session:
         for fetch in self._exports:
             fetch.over.set()
         self.expire()
-        with suppress(OSError):
-            await asyncio.to_thread(shutil.rmtree, self._directory)
+        if self.options.agents:
+            with suppress(OSError):
+                await asyncio.to_thread(shutil.rmtree, self._directory)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

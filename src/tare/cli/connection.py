@@ -327,7 +327,7 @@ class Client:
     ) -> Response:
         """Send a body of unknown length in chunks."""
         self.negotiate()
-        wire = self._connect()
+        wire = self.idle.pop() if self.idle else self._connect()  # an idle one has just been used
         head = self._head(method, path, query, {**(headers or {}), "Transfer-Encoding": "chunked", "Content-Type": "application/x-tar"})
         wire.sock.sendall(head)
         try:

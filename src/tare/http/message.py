@@ -290,11 +290,15 @@ class StreamResponse:
         self.finished = False
 
     async def write(self, data: bytes) -> None:
+        self.put(data)
+        await self._connection.drain()
+
+    def put(self, data: bytes) -> None:
+        """As ``write``, but without waiting: for little that goes beside what is written."""
         if data and not self._mute:
             if self._left is not None:
                 self._left -= len(data)
             self._connection.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        await self._connection.drain()
 
     async def write_file(self, file: BinaryIO, offset: int, length: int) -> None:
         """Send a part of a file; only in a body whose length was told."""

@@ -84,6 +84,7 @@ class BuildHandlers:
                             await feed.send({"stream": f"{image}\n"})
                     except Exception as error:
                         await feed.fail(error)
+                    feed.flush()
             finally:
                 context.close()
         finally:
@@ -182,7 +183,9 @@ class _Feed:
 
     async def say(self, message: Message) -> None:
         if isinstance(message, AgentWanted | ExportReady | Note | Trace):
-            if self._own:
+            if self._own and isinstance(message, Trace) and "vertexes" in message.document and self.stream is not None:
+                self.stream.send_soon(_own_document(message))
+            elif self._own:
                 await self.send(_own_document(message))
         elif self._quiet:
             self._kept.append(message)
@@ -201,6 +204,11 @@ class _Feed:
         if self.stream is None:
             self.stream = await JsonStream.open(self._request, end=b"\r\n")
         await self.stream.send(document)
+
+    def flush(self) -> None:
+        """Nothing more will be said."""
+        if self.stream is not None:
+            self.stream.flush()
 
     async def fail(self, error: Exception) -> None:
         """The last message of a build that failed; one that failed before it had said anything becomes an HTTP status."""
