@@ -29,6 +29,41 @@ DEFAULT_PIDFILE = Path("/run/tare/tared.pid")
 
 
 @dataclass(frozen=True)
+class CacheRule:
+    """One rule by which the build cache is collected (``builder.collection``)."""
+
+    filters: tuple[tuple[str, str], ...] = ()
+    """Which entries are meant, in the words of ``builder prune --filter``."""
+    unused_for: float = 0.0
+    """Only what nobody has used for so many seconds."""
+    reserved: int = 0
+    """Bytes that may stay in any case."""
+    most: int = 0
+    """No more than these stay; 0: no limit."""
+    free: int = 0
+    """So many of the disk shall be free."""
+
+
+@dataclass(frozen=True)
+class BuilderConfig:
+    """The object ``builder`` of dockerd's ``daemon.json``."""
+
+    collect: bool = True
+    rules: tuple[CacheRule, ...] = ()
+    """Empty: BuildKit's default rules, with the three sizes below."""
+    reserved: int = 0
+    most: int = 0
+    free: int = 0
+    """All 0: parts of the disk."""
+    refused: frozenset[str] = frozenset()
+    """Entitlements that no build gets, whatever its client allows."""
+    history_age: float = 0.0
+    """Seconds that builds stay in the history; 0: for ever."""
+    history_entries: int = 0
+    """How many builds stay in it; 0: a hundred."""
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Settings of one engine. Field names follow dockerd's flags and ``daemon.json`` keys."""
 
@@ -95,6 +130,7 @@ class EngineConfig:
     """A profile's JSON text for containers that name none, ``unconfined``, or empty for the built-in one."""
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
     """Where specifications of devices are looked for; of two that know the same device the later directory's counts."""
+    builder: BuilderConfig = BuilderConfig()
     log_driver: str = "json-file"
     log_opts: dict[str, str] = field(default_factory=lambda: {"max-size": "100m", "max-file": "5"})
     shutdown_timeout: int = 15

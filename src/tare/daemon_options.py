@@ -21,7 +21,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tare.config import DEFAULT_SOCKET, EngineConfig
+from tare import builder_options
+from tare.config import DEFAULT_SOCKET, BuilderConfig, EngineConfig
 from tare.containers.validate import ULIMITS
 from tare.daemon_log import FORMATS, LEVELS
 from tare.errors import InvalidArgument
@@ -34,8 +35,8 @@ _TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f")
 
 @dataclass(frozen=True)
 class Option:
-    """One setting. ``kind``: str, int, bool, path, list, map, pools, drivers. ``name`` is the flag; ``key`` the one in daemon.json (lists
-    are plural)."""
+    """One setting. ``kind``: str, int, bool, path, list, map, pools, drivers, builder. ``name`` is the flag; ``key`` the one in daemon.json
+    (lists are plural)."""
 
     name: str
     field: str
@@ -106,6 +107,7 @@ OPTIONS = (
     Option("no-new-privileges", "no_new_privileges", "bool", "Containers' processes gain no privileges unless told otherwise"),
     Option("seccomp-profile", "seccomp_profile", "profile", "Seccomp profile of containers that name none: a file, builtin or unconfined"),
     Option("cdi-spec-dir", "cdi_spec_dirs", "list", "Directory of CDI specifications of devices", key="cdi-spec-dirs"),
+    Option("builder", "builder", "builder", "Build cache's collector, entitlements and history, as the JSON object in daemon.json"),
     Option("init", "init", "bool", "Run an init in every container that does not say otherwise"),
     Option("init-path", "init_path", "str", "Path of a static init on the host, or built-in for Tare's own"),
     Option("group", "group", "str", "Group of the unix socket", "G"),
@@ -281,6 +283,8 @@ def _scalar(option: Option, text: str, fault: str) -> Any:
         return _size(text, fault)
     if option.kind == "profile":
         return _profile(text, fault)
+    if option.kind == "builder":
+        return _builder(text, fault)
     return text
 
 
@@ -333,6 +337,13 @@ def _profile(text: str, fault: str) -> str:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{fault}: opening seccomp profile ({text}) failed: {error}") from None
     return content
+
+
+def _builder(text: str, fault: str) -> BuilderConfig:
+    try:
+        return builder_options.parse(json.loads(text))
+    except (ValueError, RecursionError, InvalidArgument) as error:
+        raise UsageError(f"{fault}: {error}") from None
 
 
 def _check_fixed(name: str, value: str, shown: str) -> None:
@@ -396,6 +407,7 @@ def _from_json(option: Option, value: Any, prefix: str) -> Any:
         ),
         "size": (lambda v: isinstance(v, str) or (isinstance(v, int) and not isinstance(v, bool)), 'a size such as "64m"'),
         "profile": (lambda v: isinstance(v, str), "a path, builtin or unconfined"),
+        "builder": (lambda v: isinstance(v, dict), "an object"),
         "ulimits": (lambda v: isinstance(v, dict) and all(isinstance(item, dict) for item in v.values()), "an object of limits by name"),
         "pools": (lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v), "a list of objects with base and size"),
     }
@@ -404,6 +416,8 @@ def _from_json(option: Option, value: Any, prefix: str) -> Any:
         raise UsageError(f"{prefix}{wanted} is expected")
     if option.kind in ("size", "profile"):
         return _scalar(option, str(value), prefix.rstrip(": "))
+    if option.kind == "builder":
+        return _builder(json.dumps(value), prefix.rstrip(": "))
     if option.kind == "ulimits":
         return [_limit(item.get("Name", name), item.get("Soft"), item.get("Hard"), prefix.rstrip(": ")) for name, item in value.items()]
     if option.kind == "pools":

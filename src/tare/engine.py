@@ -100,6 +100,7 @@ class Engine:
     async def _tidy(self) -> None:
         """What nobody waits for: drop what crashes left long ago, then unmount layers that nothing has used for a while."""
         await self.images.collect_garbage(PARTIAL_AGE)
+        await self.builder.collector.collect()
         while True:
             await asyncio.sleep(_IDLE)
             await asyncio.to_thread(self.layers.unmount_idle, _IDLE)
@@ -111,6 +112,7 @@ class Engine:
         self._open = False
         self._tidying.cancel()
         await asyncio.gather(self._tidying, return_exceptions=True)
+        await self.builder.collector.close()
         await self.containers.close()
         await self.images.close()
         await self.networks.close()

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,6 +215,36 @@ RUN head -c 1000000 /dev/urandom > /two
     assert "This will remove all dangling build cache" in asked.stdout
     unknown = engine.tare("builder", "prune", "-f", "--filter", "colour=red", check=False)
     assert unknown.returncode == 1 and "colour" in unknown.stderr
+
+
+def test_the_cache_keeps_itself_small(far: Daemon, tmp_path: Path) -> None:
+    """dockerd's ``builder`` settings: the rules hold from the daemon's start on, and take nothing that an image needs."""
+    far.tare("builder", "prune", "-af")
+    made = "head -c 2000000 /dev/urandom >"
+    far.tare("build", "-q", "-t", "kept", "-", input=f"FROM busybox\nRUN {made} /kept\n")
+    first = "FROM busybox\nRUN --mount=type=cache,target=/c head -c 1000000 /dev/urandom > /c/big\nRUN "
+    far.tare("build", "-q", "-t", "gone", "-", input=f"{first}{made} /first\nRUN {made} /second\n")
+    far.docker("rmi", "gone")
+    total = re.compile(r"^Private: +(\w+)$", re.M)
+    assert total.findall(far.tare("builder", "df").stdout) == ["5MB"]
+    rules = [{"filter": ["type=exec.cachemount", "unused-for=48h"]}, {"keepStorage": "3.4MB", "filter": ["type=regular"]}]
+    builder = {"gc": {"policy": rules}, "entitlements": {"network-host": False}, "history": {"maxEntries": 1}}
+    far.terminate()
+    far.flags = ("--builder", json.dumps(builder))
+    far.start()
+    for _ in range(100):
+        if (found := total.findall(far.tare("builder", "df").stdout)) != ["5MB"]:
+            break
+        time.sleep(0.05)
+    assert found == ["3MB"] and "collected" in far.log  # the older layer; not the mount, which is not old enough
+    refused = far.tare("build", "--allow", "network.host", "-", input="FROM busybox\nRUN --network=host true\n", check=False)
+    assert "granting entitlement network.host is not allowed by the daemon's configuration" in refused.stderr
+    assert "CACHED" in far.tare("build", "--progress=plain", "-", input=f"FROM busybox\nRUN {made} /kept\n").stderr
+    assert far.docker("run", "--rm", "kept", "wc", "-c", "/kept").stdout.split()[0] == "2000000"
+    assert len(far.tare("builder", "history", "ls", "-q").stdout.split()) == 1
+    far.terminate()
+    far.flags = ()
+    far.start()
 
 
 def test_named_contexts(engine: Daemon, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tare.builder.request import BuildRequest, Built, Message, Note, Say, Text, Trace
+from tare.config import BuilderConfig
 from tare.distribution.progress import Progress
 from tare.errors import NotFound
 from tare.store.durability import make_directory
@@ -57,7 +58,8 @@ class BuildRecord(msgspec.Struct, omit_defaults=True):
 class History:
     """The builds of one engine. Event loop only."""
 
-    def __init__(self, metadata: Metadata, directory: Path) -> None:
+    def __init__(self, metadata: Metadata, directory: Path, config: BuilderConfig) -> None:
+        self._config = config
         self._records = metadata.builds
         self._directory = directory
         self._running: dict[str, Recording] = {}
@@ -131,9 +133,14 @@ class History:
                 ended.image = ""
             self._write(record.id, recording.lines)
             self._put(ended)
-            for old in list(self._known)[:-_KEPT]:
-                if old not in self._running:
-                    self.remove(old)
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        limit = time.time() - self._config.history_age if self._config.history_age else 0.0
+        surplus = set(list(self._known)[: -(self._config.history_entries or _KEPT)])
+        for id, record in list(self._known.items()):
+            if id not in self._running and (id in surplus or record.started < limit):
+                self.remove(id)
 
     def _put(self, record: BuildRecord) -> None:
         self._known[record.id] = record

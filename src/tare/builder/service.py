@@ -27,6 +27,7 @@ from tare.builder.cacheexport import CacheExporter
 from tare.builder.cacheimport import Imports
 from tare.builder.checkrules import RULES
 from tare.builder.checks import Finding
+from tare.builder.collection import Collector
 from tare.builder.errors import DockerfileError
 from tare.builder.exporting import Exporter
 from tare.builder.history import History
@@ -126,7 +127,9 @@ class Builder:
         self._making: dict[str, tuple[asyncio.Lock, int]] = {}
         make_directory(self.data)
         make_directory(self.scratch)
-        self.history = History(metadata, self.data / "history")
+        self.history = History(metadata, self.data / "history", config.builder)
+        self.collector = Collector(self, config.builder)
+        self._refused = config.builder.refused
         images.keep(self.cache.layers)
 
     async def recover(self) -> None:
@@ -149,8 +152,13 @@ class Builder:
         _hide_ignored(context, request.dockerfile)
         if request.call:
             return await self._build(request, text, context, say, session)
+        if refused := sorted(name for name in request.allow if name.partition("=")[0] in self._refused):
+            raise InvalidArgument(f"granting entitlement {refused[0]} is not allowed by the daemon's configuration (builder.entitlements)")
         async with self.history.recording(request, say) as recording:
-            return await self._build(request, text, context, recording.say, session)
+            try:
+                return await self._build(request, text, context, recording.say, session)
+            finally:
+                self.collector.build_ended()
 
     async def _build(self, request: BuildRequest, text: bytes, context: TarTree, say: Say, session: Session | None) -> str:
         builds: list[Build] = []

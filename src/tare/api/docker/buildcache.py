@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tare.api.docker.filters import parse_until
 from tare.api.docker.params import boolean, integer, json_response, read_filters
+from tare.builder import collection
 from tare.builder.history import BuildRecord
 from tare.builder.service import CacheEntry, Room
 from tare.http.message import Request, Response
 
 if TYPE_CHECKING:
     from tare.engine import Engine
-
-_PRUNE_FILTERS = ("description", "id", "inuse", "label", "label!", "parent", "private", "shared", "type", "until", "unused-for")
-_TRUE = ("", "1", "true")
 
 
 class BuildCacheHandlers:
@@ -26,12 +23,14 @@ class BuildCacheHandlers:
         self._builder = engine.builder
 
     async def prune(self, request: Request) -> Response:
-        filters = read_filters(request).check(_PRUNE_FILTERS)
+        filters = read_filters(request).check(collection.FILTERS)
         if filters.get("label"):  # `system prune --filter label=…` comes here as well; a cache record has no labels, so none matches
             return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
         reserved = integer(request, "reserved-space", 0) or integer(request, "keep-storage", 0)
         room = Room(reserved, integer(request, "max-used-space", 0), integer(request, "min-free-space", 0))
-        gone, freed = await self._builder.prune(_wanted(filters), everything=boolean(request, "all"), room=room)
+        ages = filters.get("until", []) + filters.get("unused-for", [])
+        meant = collection.wanted(filters, [parse_until(age) / 1e9 for age in ages])
+        gone, freed = await self._builder.prune(meant, everything=boolean(request, "all"), room=room)
         return json_response({"CachesDeleted": gone or None, "SpaceReclaimed": freed})
 
     async def history(self, request: Request) -> Response:
@@ -88,22 +87,3 @@ def _view(record: BuildRecord) -> dict[str, Any]:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _wanted(filters: dict[str, list[str]]) -> Callable[[CacheEntry], bool]:
-    ages = filters.get("until", []) + filters.get("unused-for", [])
-    before = [parse_until(age) / 1e9 for age in ages]
-
-    def wanted(entry: CacheEntry) -> bool:
-        return (
-            all(entry.used <= limit for limit in before)
-            and all(entry.id.startswith(text) for text in filters.get("id", ()))
-            and all(entry.type == text for text in filters.get("type", ()))
-            and all(text in entry.description for text in filters.get("description", ()))
-            and all(entry.in_use == (text.lower() in _TRUE) for text in filters.get("inuse", ()))
-            and all(entry.shared == (text.lower() in _TRUE) for text in filters.get("shared", ()))
-            and all(entry.shared != (text.lower() in _TRUE) for text in filters.get("private", ()))
-            and not filters.get("parent")
-        )
-
-    return wanted
