@@ -107,7 +107,7 @@ def tell(what: str, seconds: dict[str, float], bar: float) -> None:
     """One line: all times, and the best peer's share. ``bar``: what ours may take of it."""
     best = min(value for name, value in seconds.items() if name != "tare")
     share = seconds["tare"] / best
-    times = "   ".join(f"{name} {value:7.2f} s" for name, value in seconds.items())
+    times = "   ".join(f"{name} {value:7.2f} s" if value >= 0.1 else f"{name} {value * 1000:6.1f} ms" for name, value in seconds.items())
     print(f"{what:<44} {times}   ours/best {share:5.2f} (at most {bar:.2f}){'' if share <= bar else '   MISSED'}", flush=True)
 
 

@@ -10,6 +10,8 @@
       {"tare": {"export": 0}}                ◄── the build is done; something is to be fetched
     GET  /tare/builds/ID/exports/0           ◄── a tar; when all are fetched, or given up, POST /build ends and the session with it
 
+A build that has nothing to say beyond ``POST /build`` needs no session: ``tare=SOURCE`` there asks for its messages.
+
 A session that is not used within a minute is forgotten. Secrets are never written anywhere but into the memory file system of the RUN
 that mounts them, and are no part of a log, a history, a cache key or an error.
 """

@@ -1,6 +1,7 @@
 """``build``: the context goes to the daemon as a tar that is made while it is sent; what the daemon says is shown as it comes.
 
-What ``POST /build`` has no words for (secrets, agents, outputs, caches) is said in a session before it; see ``tare.builder.sessions``.
+What ``POST /build`` has no words for (secrets, agents, outputs, caches) is said in a session before it; see ``tare.builder.sessions``. A
+build without any of that needs none: a parameter that other daemons do not know asks ours to tell of the steps.
 """
 
 from __future__ import annotations
@@ -110,9 +111,10 @@ def _build(context: Context, options: Options) -> int:
         display = buildshow.chosen(progress, quiet=quiet or bool(plan.document["Call"]))
         for name, directory in plan.uploads.items():
             client.upload(f"/tare/builds/{session}/files/{name}", {}, _whole(directory, name), "PUT").read()
-        response = client.upload("/build", {**query, "session": session or None}, pieces, headers=_credentials())
+        wanted = {"session": session} if session else {"tare": plan.document["Source"]}
+        response = client.upload("/build", query | wanted, pieces, headers=_credentials())
         try:
-            image = _follow(client, response, _Follower(plan, display, agents, session))
+            image = _follow(client, response, _Follower(plan, display, agents, session, _is_ours(response)))
         finally:
             response.close()
     return _finish(options, plan, image)
@@ -161,19 +163,21 @@ def _called(options: Options, plan: _Plan) -> int:
 
 
 def _open(client: Client, plan: _Plan, source: Directory | Iterator[bytes], *, compress: bool) -> tuple[str, Iterator[bytes]]:
-    """The session ("" with a daemon that has only the classic builder), and what the body of the build is."""
+    """The session ("" where none is needed, or the daemon has only the classic builder), and what the body of the build is."""
     from tare.cli import buildcontext
 
     big = isinstance(source, buildcontext.Directory) and source.big and not compress
     if isinstance(source, buildcontext.Directory) and big:
         plan.document["Context"] = buildcontext.identity(plan.document["Source"], source)
     pieces = source.tar() if isinstance(source, buildcontext.Directory) else source
+    special = [name for name, value in plan.document.items() if value and name not in ("Trace", "Source", "Context")]
+    if not big and not special:
+        return "", buildcontext.compressed(pieces) if compress else pieces
     try:
         answer = client.call("POST", "/tare/builds", None, plan.document)
     except DaemonError as error:
         if error.status != 404:
             raise
-        special = [name for name, value in plan.document.items() if value and name not in ("Trace", "Source", "Context")]
         if special:
             raise CliError(f"the daemon at {client.host} is not Tare: it builds without {', '.join(special).lower()}") from None
         answer = {"Id": ""}
@@ -185,14 +189,20 @@ def _open(client: Client, plan: _Plan, source: Directory | Iterator[bytes], *, c
     return str(answer["Id"]), buildcontext.compressed(pieces) if compress else pieces
 
 
+def _is_ours(response: Response) -> bool:
+    """Whether the daemon is Tare. Another one's classic text is shown as it comes."""
+    return response.headers.get("server", "").startswith("Tare/")
+
+
 class _Follower:
     """What a build's messages do on this side."""
 
-    def __init__(self, plan: _Plan, display: Quiet, agents: Agents | None, session: str) -> None:
+    def __init__(self, plan: _Plan, display: Quiet, agents: Agents | None, session: str, ours: bool) -> None:
         self.plan = plan
         self.display = display
         self.agents = agents
         self.session = session
+        self.ours = ours
         self.image = ""
         self.place: dict[str, Any] | None = None
         self.fetched = 0
@@ -207,7 +217,7 @@ class _Follower:
             raise CliError(str((document.get("errorDetail") or {}).get("message") or document["error"]))
         elif document.get("aux"):
             self.image = str(document["aux"].get("ID") or self.image)
-        elif "stream" in document and not self.session:
+        elif "stream" in document and not self.ours:
             sys.stdout.write(str(document["stream"]))
             sys.stdout.flush()
 

@@ -72,7 +72,7 @@ class BuildHandlers:
             options = build_request(request, session)
             quiet = boolean(request, "q")
             context, options = await self._context(request, options, session)
-            feed = _Feed(request, quiet=quiet, own=session is not None)
+            feed = _Feed(request, quiet=quiet, own=session is not None or options.trace)
             try:
                 async with request.until_disconnected():
                     try:
@@ -242,7 +242,8 @@ def build_request(request: Request, session: Session | None = None) -> BuildRequ
         raise InvalidArgument(f'invalid version "{query["version"]}"')
     if query.get("outputs"):
         raise Unsupported("outputs other than an image are not offered by POST /build: use 'tare build --output'")
-    options = session.options if session is not None else BuildOptions()
+    source = query.get("tare", "")  # of our own command, when it needs no session: what it calls the context
+    options = session.options if session is not None else BuildOptions(trace=bool(source), source=source)
     platforms = [str(Platform.parse(name)) for name in (*options.platforms, *query.get("platform", "").split(",")) if name]
     arguments = {name: value for name, value in _json(request, "buildargs", dict[str, str | None]).items() if value is not None}
     return BuildRequest(
