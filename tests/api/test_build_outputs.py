@@ -157,7 +157,16 @@ def test_pull_and_platform(engine: Daemon, registry: str, tmp_path: Path) -> Non
     assert engine.docker("inspect", "-f", "{{.Architecture}} {{.Config.Labels.a}}", "arm").stdout == "arm64 arm64\n"
     failed = engine.tare("build", "--platform", "linux/s390x", "-", input="FROM scratch\nCOPY --from=busybox / /\nRUN true\n", check=False)
     assert failed.returncode == 1
-    engine.docker("rmi", "-f", "pulled", "arm", name)
+    engine.tare("build", "-q", "--platform", "linux/arm64", "-t", f"{registry}/arm:1", "--push", path)
+    for number in range(2):  # from the registry, where there is no other; then from here
+        told = engine.tare("build", "--progress=plain", "-", input=f"FROM {registry}/arm:1\nLABEL n={number}\n").stderr
+        rule = 'was pulled with platform "linux/arm64", expected "linux/amd64" for current build (line 1)'
+        assert f"InvalidBaseImagePlatform: Base image {registry}/arm:1 {rule}" in told
+    text = f"# check=error=true\nFROM {registry}/arm:1\nLABEL n=2\n"
+    refused = engine.tare("build", "-", input=text, check=False)
+    assert "lint violation found for rules: InvalidBaseImagePlatform" in refused.stderr
+    engine.tare("build", "-q", "-", input=text.replace("error=true", "skip=InvalidBaseImagePlatform;error=true"))
+    engine.docker("rmi", "-f", "pulled", "arm", name, f"{registry}/arm:1")
 
 
 def _one_family(engine: Daemon, registry: str, path: str, scratch: Path) -> None:

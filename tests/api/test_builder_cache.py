@@ -17,6 +17,7 @@ from conftest import new_daemon
 from debian_registry import docker_registry
 from engine_world import Daemon
 
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 
 DOCKERFILE = """FROM busybox AS tools
@@ -273,6 +274,45 @@ COPY --from=1 /y /s /listed /got/
     assert (tmp_path / "other/got/s").read_text() == "from data\n"
     missing = engine.tare("build", *flags, "--build-context", f"s={tmp_path}/none", str(context), check=False)
     assert missing.returncode == 1 and "failed to get build context s" in missing.stderr
+
+
+def test_an_oci_layout_as_context(engine: Daemon, tmp_path: Path) -> None:
+    """As base, for COPY and for a bind; by tag, by digest, for another machine; hostile ones."""
+    layout = tmp_path / "layout"
+    made = "FROM busybox\nENV A=1\nRUN echo base > /base\n"
+    engine.tare("build", "-q", "-o", f"type=oci,tar=false,dest={layout},name=base:7", "-", input=made)
+    digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+    (layout / "blobs/sha256" / ("0" * 64)).write_bytes(bytes(1000))  # no part of the image: not sent
+    (layout / "unreadable").symlink_to("/etc")
+    dockerfile = """FROM base AS first
+RUN cp /base /copy && echo $A >> /copy
+FROM busybox
+COPY --from=base /base /other
+COPY --from=first /copy /
+RUN --mount=from=base,target=/m cat /m/base /copy /other > /all
+"""
+    before = engine.docker("images", "-aq").stdout.split()
+    for number, address in enumerate((f"{layout}:7", f"{layout}@{digest}", str(layout))):
+        engine.tare("build", "-q", "-t", f"laid:{number}", "--build-context", f"base=oci-layout://{address}", "-", input=dockerfile)
+        assert engine.docker("run", "--rm", f"laid:{number}", "cat", "/all").stdout == "base\nbase\n1\nbase\n"
+    assert len(engine.docker("images", "-aq").stdout.split()) - len(before) == 3  # names of the one image that was built
+
+    def failed(address: str, *flags: str) -> str:
+        done = engine.tare("build", *flags, "--build-context", f"base=oci-layout://{address}", "-", input="FROM base\n", check=False)
+        assert done.returncode != 0
+        return done.stderr
+
+    assert "has no image 8 (it has 7)" in failed(f"{layout}:8")
+    assert f"is for linux/{MACHINE}, not for linux/riscv64" in failed(str(layout), "--platform", "linux/riscv64")
+    assert "is no OCI layout: cannot read index.json" in failed(str(tmp_path))
+    blob = layout / "blobs" / digest.replace(":", "/")
+    config = json.loads(blob.read_bytes())["config"]["digest"]
+    blob.write_bytes(blob.read_bytes() + b" ")
+    assert "does not match its digest" in failed(f"{layout}:7")
+    blob.write_bytes(blob.read_bytes()[:-1])
+    (layout / "blobs" / config.replace(":", "/")).unlink()
+    assert f"does not contain a blobs/{config.replace(':', '/')}" in failed(f"{layout}:7")
+    engine.docker("rmi", "laid:0", "laid:1", "laid:2")
 
 
 def test_history(engine: Daemon, tmp_path: Path) -> None:

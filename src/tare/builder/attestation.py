@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from tare.builder.namedcontexts import LAYOUT
 from tare.builder.publication import Statement
 from tare.builder.sbom import document
 from tare.errors import InvalidArgument
@@ -123,6 +124,10 @@ def _materials(build: Build) -> list[dict[str, Any]]:
         digest = Digest.parse(image.repo_digests[0].partition("@")[2]) if image.repo_digests else Digest.parse(image.id)
         repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", "latest")
         platform = quote(str(image.platform()), safe="")
+        if name.startswith(LAYOUT):
+            uri = f"pkg:oci/{quote(name.removeprefix(LAYOUT), safe='')}?platform={platform}"
+            found.append({"uri": uri, "digest": {digest.algorithm: digest.hex}})
+            continue
         found.append({"uri": f"pkg:docker/{repository}@{tag}?platform={platform}", "digest": {digest.algorithm: digest.hex}})
     return sorted(found, key=lambda material: str(material["uri"]))
 

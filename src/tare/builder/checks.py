@@ -19,6 +19,7 @@ from tare.builder.expand import expand, names_used
 from tare.builder.ignore import Patterns
 from tare.builder.stages import PREDEFINED, platform_arguments
 from tare.errors import InvalidArgument
+from tare.oci.platform import Platform
 from tare.oci.reference import Reference
 
 ARGUMENT = "BUILDKIT_DOCKERFILE_CHECK"
@@ -92,6 +93,16 @@ def check(
     settings = settings_of(dockerfile, build_args)
     found = [finding for finding in work.run() if settings.counts(finding.rule)]
     return sorted(found, key=lambda finding: (finding.line, finding.end))
+
+
+def base_platform(
+    dockerfile: ins.Dockerfile, build_args: Mapping[str, str], from_: ins.From, image: str, actual: Platform, expected: Platform
+) -> Finding | None:
+    """What can only be said when the base image is here: that it is for another machine."""
+    rule = "InvalidBaseImagePlatform"
+    if (actual.os, actual.architecture) == (expected.os, expected.architecture) or not settings_of(dockerfile, build_args).counts(rule):
+        return None
+    return Finding(rule, RULES[rule].format.format(image, actual, expected), from_.line, from_.end)
 
 
 def violation(findings: Sequence[Finding], dockerfile: ins.Dockerfile) -> DockerfileError:

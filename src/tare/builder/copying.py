@@ -7,8 +7,9 @@ Two halves, because a cached step must not look at the image at all:
 
 Rules (dockerd's): a directory's *content* is copied, not its own mode and owner; a file goes to the destination itself, or into it when
 that ends with a slash or is a directory; a source that is a symbolic link is what it points to (inside its tree), links further inside stay
-links. Missing parents are made with mode 0755 and the owner that was asked for. Directories of the image that the new files lie in appear
-in the layer exactly as they are. A destination is resolved inside the image's root, its links included.
+links. Missing parents are made with the owner that was asked for, and with mode 0755 or the octal one that was asked for. Directories of
+the image that the new files lie in appear in the layer exactly as they are. A destination is resolved inside the image's root, its links
+included.
 """
 
 from __future__ import annotations
@@ -160,8 +161,13 @@ class _Layer:
     made: set[tuple[bytes, ...]] = field(default_factory=set)
     links: dict[object, bytes] = field(default_factory=dict)
 
+    new_mode: int = 0o755
+    """Of directories that are made: an octal ``--chmod`` is for them as well, as with dockerd and its umask; archives know none."""
+
     def items(self, items: Iterable[Item]) -> Iterator[bytes]:
         for item in items:
+            given = self.placement.mode.absolute if self.placement.mode is not None and not item.archive else None
+            self.new_mode = 0o755 if given is None else given & 0o755
             exclude = self.placement.exclude
             shown = item.name if self.placement.parents else posixpath.basename(item.name)
             if exclude is not None and not item.spread and exclude.excluded(os.fsdecode(shown)):
@@ -259,7 +265,7 @@ class _Layer:
                 )
             else:
                 uid, gid = self.placement.owner or (0, 0)
-                yield writer.header(Entry(name, Kind.DIRECTORY, 0o755, uid, gid, mtime_ns=self._time(self.placement.now_ns)))
+                yield writer.header(Entry(name, Kind.DIRECTORY, self.new_mode, uid, gid, mtime_ns=self._time(self.placement.now_ns)))
 
     def _object(self, item: Item, found: Found, parts: tuple[bytes, ...]) -> Iterator[bytes]:
         if parts[-1].startswith(b".wh."):
@@ -276,7 +282,7 @@ class _Layer:
             yield writer.padding(found.size)
 
     def _header(self, item: Item, found: Found, parts: tuple[bytes, ...]) -> bytes:
-        given = None if item.archive else self.placement.owner
+        given = None if item.archive and found.implied else self.placement.owner
         uid, gid = given or ((found.uid, found.gid) if item.keep_owner else (0, 0))
         mode = found.mode
         if self.placement.mode is not None and found.kind is not Kind.SYMLINK and not item.archive:

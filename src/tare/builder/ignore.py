@@ -1,8 +1,8 @@
 """``.dockerignore``: which files of a context are left out.
 
 One pattern per line; the last that matches a path, or a directory above it, decides. ``!`` takes back. ``*`` and ``?`` stay within one
-name, ``**`` spans any number of directories, ``[a-z]`` is a class, a backslash makes the next character literal. Patterns are
-relative to the context's root whether they begin with a slash or not.
+name, ``**`` spans any number of directories, ``[a-z]`` is a class, a backslash makes the next character literal. A class may hold a
+slash, and one with ``^`` does unless it names it. Patterns are relative to the context's root whether they begin with a slash or not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class Pattern:
         self._names: list[re.Pattern[str] | None] = []
         """An expression for each name; None spans any number of directories."""
         self._states: _States | None = None
-        """For the rare pattern with ``**`` inside a name, which spans directories there too."""
+        """For the rare pattern that spans directories inside a name: with ``**`` there, or a class that a slash belongs to."""
+        if _has_class_of_slash(text):
+            self._states = _States(text)
+            return
         names = text.split("/")
         if names[0].startswith(_SPANS) and names[0] != _SPANS and not any(char in text[2:] for char in "*?[\\"):
             names = [_SPANS, names[0][1:], *names[1:]]  # "**.txt" is whatever ends so
@@ -192,6 +195,20 @@ def name_pattern(name: str) -> re.Pattern[str]:
     first, *middle = pieces
     last = ".*" + middle.pop() if middle else ""
     return re.compile(first + "".join(f"(?>.*?{piece})" for piece in middle if piece) + last, re.DOTALL)
+
+
+def _has_class_of_slash(text: str) -> bool:
+    """Whether a class says something about slashes: then the pattern cannot be taken apart into names."""
+    at = 0
+    while at < len(text):
+        if text[at] == "[":
+            start = at
+            at, expression = _character_class(text, at)
+            if "/" in text[start:at] or re.fullmatch(expression, "/"):
+                return True
+        else:
+            at += 2 if text[at] == "\\" else 1
+    return False
 
 
 def _character_class(pattern: str, start: int) -> tuple[int, str]:

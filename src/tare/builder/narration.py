@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from tare.builder.request import Message, Say, Text
+from tare.builder.request import Message, Say, Text, Trace
 from tare.builder.trace import Vertex
 from tare.distribution.progress import Progress
 
@@ -44,6 +44,11 @@ class Voice:
         await self._turn.wait()
         async with self._lock:
             await self._say(message)
+
+    async def warn(self, short: str, url: str) -> None:
+        """One of BuildKit's warnings: only a traced build has a place for it."""
+        if self.traced:
+            await self._say(Trace({"warnings": [{"level": 1, "short": short, "url": url}]}))
 
     def aside(self) -> Voice:
         """The voice of a stage that this one waits for."""

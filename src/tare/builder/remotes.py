@@ -8,20 +8,18 @@ followed; nothing of it is executed.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
 import os
 import posixpath
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tare.builder.context import empty, is_archive, spool
+from tare.builder.lines import Line
 from tare.builder.stopping import Stop
 from tare.builder.trees import TarTree
 from tare.errors import InvalidArgument, NotFound, ResourceExhausted, Unsupported, Upstream
@@ -64,52 +63,13 @@ def is_git(source: str) -> bool:
 # -- HTTP -----------------------------------------------------------------------------------------------------------------------------
 
 
-class _Line:
-    """The connections of one transfer, so that another thread can end it."""
-
-    def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
-
-    def opener(self) -> urllib.request.OpenerDirector:
-        line = self
-
-        class Plain(http.client.HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                line._sockets.append(self.sock)
-
-        class Secure(http.client.HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                line._sockets.append(self.sock)
-
-        class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-                return self.do_open(Plain, request)
-
-            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-                return self.do_open(Secure, request)
-
-        opener = urllib.request.OpenerDirector()  # nothing but HTTP, wherever a server leads to
-        for handler in (urllib.request.ProxyHandler, Handler, urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler):
-            opener.add_handler(handler())
-        opener.add_handler(urllib.request.HTTPErrorProcessor())
-        opener.add_handler(urllib.request.UnknownHandler())
-        return opener
-
-    def hang_up(self) -> None:
-        for each in self._sockets:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-
-def open_url(url: str, known: Version | None = None, line: _Line | None = None) -> Any:
+def open_url(url: str, line: Line, known: Version | None = None) -> Any:
     """A response to read from; None when the server still has the ``known`` version. ``NotFound`` and ``Upstream`` say what went wrong."""
     headers = {"User-Agent": "tare"}
     if known:
         headers |= {"If-None-Match": known.etag} if known.etag else {"If-Modified-Since": known.modified}
     try:
-        return (line or _Line()).opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+        return line.opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 304 and known:
@@ -151,10 +111,20 @@ def fetch_file(url: str, directory: Path, checksum: str, known: Version | None, 
     """
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise InvalidArgument(f"invalid checksum {checksum!r}: sha256: and 64 hexadecimal digits are expected")
-    line = _Line()
-    with stop.ending(line.hang_up):
-        response = open_url(url, known, line)
+    with _line(stop) as line:
+        response = open_url(url, line, known)
         return None if response is None else _received(response, url, directory, checksum)
+
+
+@contextmanager
+def _line(stop: Stop) -> Iterator[Line]:
+    """Connections that end when the build is stopped."""
+    line = Line()
+    try:
+        with stop.ending(line.hang_up):
+            yield line
+    finally:
+        line.close()
 
 
 def _received(response: Any, url: str, directory: Path, checksum: str) -> tuple[TarTree, Version, str]:
@@ -190,13 +160,13 @@ def _modified(text: str) -> int:
         return 0
 
 
-def open_context(url: str, directory: Path) -> tuple[TarTree, bytes | None]:
+def open_context(url: str, directory: Path, stop: Stop) -> tuple[TarTree, bytes | None]:
     """A remote context: a repository, a tar, or a lone Dockerfile (then its text too, and an empty tree)."""
     if is_git(url):
-        return fetch_git(url, directory), None
+        return fetch_git(url, directory, stop=stop), None
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"remote context {url!r} is neither a git repository nor an HTTP URL")
-    with open_url(url) as response, tempfile.TemporaryFile(dir=directory) as body:
+    with _line(stop) as line, open_url(url, line) as response, tempfile.TemporaryFile(dir=directory) as body:
         try:
             shutil.copyfileobj(response, body, _CHUNK)
         except OSError as error:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from tare.builder import copying
+from tare.builder import calls, checks, copying
+from tare.builder.checkrules import RULES
 from tare.builder.instructions import Arg as _Arg
-from tare.builder.namedcontexts import NamedContexts
+from tare.builder.namedcontexts import LAYOUT, NamedContexts
 from tare.builder.narration import Voice, narrate
 from tare.builder.request import BuildRequest, Say, Text
 from tare.builder.stagebuild import StageBuild
@@ -199,10 +200,21 @@ class Build:
         if self.contexts.image(stage.base) is None:
             return await self.contexts.base(stage.base, stage.platform)
         image = await self.image(stage.base, stage.platform, voice)
+        await self._check_platform(stage, image, voice)
         self._origins[stage.index] = Origin(image.id, len(image.diff_ids), len(image.config.history or ()))
         history = image.config.history or []
         config = msgspec.structs.replace(image.config, docker_version=None, comment=None, inline_cache=None, history=history)
         return msgspec.structs.replace(config, config=image.config.container, rootfs=RootFS(list(image.diff_ids)))
+
+    async def _check_platform(self, stage: Stage, image: Image, voice: Voice) -> None:
+        expected = Platform.parse(stage.platform) if stage.platform else host()
+        dockerfile, given = self.graph.dockerfile, self.request.build_args
+        finding = checks.base_platform(dockerfile, given, stage.from_, stage.base, image.platform(), expected)
+        if finding is None:
+            return
+        if checks.settings_of(dockerfile, given).error:
+            raise checks.violation([finding], dockerfile)
+        await voice.warn(calls.short(finding), RULES[finding.rule].url)
 
     def note_step(self, stage: int, keys: Sequence[str], record: CacheRecord) -> None:
         """A step of ``stage`` was found or made."""
@@ -240,6 +252,8 @@ class Build:
         return await asyncio.shield(self._bases[key])
 
     async def _image(self, name: str, platform: str, voice: Voice) -> Image:
+        if name.startswith(LAYOUT):
+            return await self.contexts.layout(name.removeprefix(LAYOUT), platform)
         found = self._local(name, platform)
         if found is None or self.request.pull:
             try:

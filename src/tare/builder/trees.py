@@ -54,6 +54,11 @@ class Found:
     def is_directory(self) -> bool:
         return self.kind is Kind.DIRECTORY
 
+    @property
+    def implied(self) -> bool:
+        """A directory that an archive has no entry for: only for what is below it."""
+        return isinstance(self.handle, Node) and self.handle.implied
+
 
 @dataclass(frozen=True, slots=True)
 class Way:

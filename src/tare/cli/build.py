@@ -37,6 +37,8 @@ class _Plan:
         self.fetched = [output for output in self.outputs if output.fetched]
         self.agents = [buildvalues.agent(text) for text in options.items("ssh")]
         self.uploads: dict[str, str] = {}
+        self.layouts: dict[str, frozenset[str]] = {}
+        """Of an upload that is an OCI layout: the files that are wanted."""
         """Directories by the name under which they are uploaded."""
         self.cache_targets: list[str] = []
         """Directories that exported caches are put into, in order."""
@@ -60,12 +62,19 @@ class _Plan:
         }
 
     def _contexts(self, texts: list[str]) -> dict[str, str]:
+        from tare.cli import ocilayout
+
         found = {}
         for text in texts:
             name, equals, value = text.partition("=")
             if not equals or not name:
                 raise CliError(f"invalid context value: {text}, expected key=value", 125)
-            if "://" in value or value.startswith(_REMOTE):
+            if value.startswith(ocilayout.PREFIX):
+                directory, digest, files = ocilayout.resolve(value)
+                found[name] = ocilayout.PREFIX + digest
+                self.uploads[f"context-{name}"] = directory
+                self.layouts[f"context-{name}"] = files
+            elif "://" in value or value.startswith(_REMOTE):
                 found[name] = value
             elif os.path.isdir(value):
                 found[name] = ""
@@ -110,7 +119,7 @@ def _build(context: Context, options: Options) -> int:
         session, pieces = _open(client, plan, source, compress=options.on("compress"))
         display = buildshow.chosen(progress, quiet=quiet or bool(plan.document["Call"]))
         for name, directory in plan.uploads.items():
-            client.upload(f"/tare/builds/{session}/files/{name}", {}, _whole(directory, name), "PUT").read()
+            client.upload(f"/tare/builds/{session}/files/{name}", {}, _whole(directory, name, plan.layouts.get(name)), "PUT").read()
         wanted = {"session": session} if session else {"tare": plan.document["Source"]}
         response = client.upload("/build", query | wanted, pieces, headers=_credentials())
         try:
@@ -385,10 +394,17 @@ def _context(options: Options) -> Directory | Iterator[bytes]:
     return buildcontext.directory(source, inside, "" if inside else dockerfile)
 
 
-def _whole(directory: str, name: str) -> Iterator[bytes]:
-    """A named context without what its ``.dockerignore`` leaves out, or a cache as it lies there."""
+def _whole(directory: str, name: str, chosen: frozenset[str] | None = None) -> Iterator[bytes]:
+    """A named context without what its ``.dockerignore`` leaves out, the chosen files of a layout, or a cache as it lies there."""
     from tare.cli import buildcontext
 
+    if chosen is not None:
+        above = {os.path.dirname(file) for file in chosen} | {"blobs"}
+
+        def verdict(path: str) -> str:
+            return buildcontext.KEEP if path in chosen else buildcontext.LOOK if path in above else buildcontext.LEAVE
+
+        return buildcontext.Directory(directory, verdict).tar()
     files = buildcontext.directory(directory, "") if name.startswith("context-") else buildcontext.Directory(directory)
     return files.tar()
 

@@ -21,7 +21,7 @@ from tare.errors import ResourceExhausted
 from tare.events import EventBus
 from tare.images.archive_contents import Packaged, contents
 from tare.images.archive_read import Archive, blob_name
-from tare.images.garbage import Garbage
+from tare.images.garbage import Garbage, Pins
 from tare.images.image import ImageRecord
 from tare.images.intake import intake
 from tare.images.records import Records
@@ -78,12 +78,16 @@ class Loader:
         for family in await asyncio.to_thread(contents, archive, platform):
             async with self._garbage.pins() as pins:
                 for image in family:
-                    pins.hold(*image.documents, *image.config.diff_ids, *(blob.digest for blob in image.blobs))
-                    pins.hold(*(digest for each in image.artifacts for digest in (each.digest, *(blob.digest for blob in each.blobs))))
-                    await self._store_safely(archive, image, tell)
+                    await self.take(archive, image, pins, tell)
                 await asyncio.sleep(0)  # what the thread reported comes first
                 self._record(family, report)
             await self._settle([str(image.id) for image in family])
+
+    async def take(self, archive: Archive, image: Packaged, pins: Pins, tell: Callable[[Progress], None] = lambda progress: None) -> None:
+        """Store what there is of an image, pinned, without a record of it."""
+        pins.hold(*image.documents, *image.config.diff_ids, *(blob.digest for blob in image.blobs))
+        pins.hold(*(digest for each in image.artifacts for digest in (each.digest, *(blob.digest for blob in each.blobs))))
+        await self._store_safely(archive, image, tell)
 
     async def _store_safely(self, archive: Archive, image: Packaged, tell: Callable[[Progress], None]) -> None:
         work = asyncio.create_task(asyncio.to_thread(self._store, archive, image, tell))

@@ -6,7 +6,6 @@ What the classic endpoint cannot say (secrets, agents, named contexts, outputs) 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import contextlib
@@ -25,6 +24,8 @@ from tare.builder.context import receive
 from tare.builder.keptcontexts import ranges
 from tare.builder.remotes import open_context
 from tare.builder.request import AgentWanted, BuildRequest, Built, ExportReady, Message, Note, RunFailed, Text, Trace
+from tare.builder.solver import in_thread
+from tare.builder.stopping import Stop
 from tare.builder.trees import TarTree
 from tare.distribution.auth import Credentials
 from tare.distribution.progress import Progress
@@ -155,7 +156,9 @@ class BuildHandlers:
         scratch = self._builder.scratch
         if remote and remote != "client-session":
             await request.read()
-            tree, text = await asyncio.to_thread(open_context, remote, scratch)
+            stop = Stop()
+            async with request.until_disconnected():
+                tree, text = await in_thread(lambda: open_context(remote, scratch, stop), stop.stop)
             return tree, options if text is None else replace(options, dockerfile_text=text)
         if session is not None and session.context is not None:
             await request.read()
