@@ -281,16 +281,23 @@ def test_platform_arguments() -> None:
         ("FROM ${A:?needed}", "A: needed"),
         ("FROM ${A?}", "A: is not allowed to be unset"),
         (
-            "FROM a\nCOPY --from=later x y\nFROM b AS later",
-            'cannot copy from stage "later", it needs to be defined before current stage "0"',
+            "FROM a AS one\nCOPY --from=later x y\nFROM b AS later\nFROM one",
+            'cannot copy from stage "later", it needs to be defined before current stage "one"',
         ),
-        ("FROM a AS one\nRUN --mount=from=Later,target=/x y\nFROM b AS later", 'stage "Later", it needs to be defined before .* "one"'),
+        (
+            "FROM a AS one\nRUN --mount=from=Later,target=/x y\nFROM b AS later\nFROM one",
+            'stage "Later", it needs to be defined before .* "one"',
+        ),
         ("FROM a AS me\nCOPY --from=ME x y", "circular dependency detected on stage: me"),
     ],
 )
 def test_stage_errors(text: str, message: str) -> None:
     with pytest.raises(DockerfileError, match=message):
         graph(text)
+
+
+def test_a_stage_that_nobody_needs_may_be_wrong() -> None:
+    assert [stage.index for stage in graph("FROM a\nCOPY --from=later x y\nCOPY --from=7 x y\nFROM b AS later").stages] == [1]
 
 
 def test_the_automatic_arguments_can_be_given() -> None:

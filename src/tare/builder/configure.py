@@ -30,10 +30,20 @@ class Words:
     escape: str
 
     def one(self, word: str) -> str:
-        return expand(word, self.lookup, self.escape)
+        try:
+            return expand(word, self.lookup, self.escape)
+        except InvalidArgument as error:
+            raise _about(word, error) from None
 
     def many(self, text: str) -> list[str]:
-        return expand_words(text, self.lookup, self.escape)
+        try:
+            return expand_words(text, self.lookup, self.escape)
+        except InvalidArgument as error:
+            raise _about(text, error) from None
+
+
+def _about(word: str, error: InvalidArgument) -> InvalidArgument:
+    return InvalidArgument(f"failed to process {msgspec.json.encode(word).decode()}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +121,12 @@ def ports(specification: str) -> list[str]:
     numbers, _, protocol = container.partition("/")
     protocol = (protocol or "tcp").lower()
     if protocol not in _PROTOCOLS:
-        raise InvalidArgument(f"Invalid proto: {protocol}")
+        raise InvalidArgument(f'invalid port: "{specification}": invalid proto: {protocol}')
     first, dash, last = numbers.partition("-")
     if not _is_port(first) or (dash and not _is_port(last)):
-        raise InvalidArgument(f"Invalid containerPort: {numbers}")
+        raise InvalidArgument(f'invalid port: "{specification}": invalid containerPort: {numbers}')
     if dash and int(last) < int(first):
-        raise InvalidArgument(f"Invalid range specified for the Port: {numbers}")
+        raise InvalidArgument(f'invalid port: "{specification}": invalid range specified for port: {numbers}')
     return [f"{number}/{protocol}" for number in range(int(first), int(last or first) + 1)]
 
 
@@ -233,8 +243,6 @@ def duration(nanoseconds: int) -> str:
 def working_directory(instruction: ins.Workdir, config: ContainerConfig, words: Words) -> tuple[str, str]:
     """The absolute path that WORKDIR means, and how the history tells it: an absolute one as it was written."""
     path = words.one(instruction.path)
-    if not path:
-        raise InvalidArgument("cannot normalize nothing")
     clean = posixpath.normpath(posixpath.join("/", config.working_dir, path)).replace("//", "/")
     return clean, path if path.startswith("/") else clean
 

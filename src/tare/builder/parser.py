@@ -230,7 +230,7 @@ class _Parser:
             raise InvalidArgument("ONBUILD requires at least one argument")
         keyword = rest.split(None, 1)[0].upper()
         if keyword == "ONBUILD":
-            raise InvalidArgument("chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+            raise InvalidArgument("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
         if keyword in ("FROM", "MAINTAINER"):
             raise InvalidArgument(f"{keyword} isn't allowed as an ONBUILD trigger")
         outer = self._line
@@ -325,8 +325,8 @@ def _duration(name: str, text: str) -> int:
             raise InvalidArgument(f'invalid value for --{name}: time: invalid duration "{text}"')
         total += float(match[1]) * _UNITS[match[2]]
         at = match.end()
-    if total < 1_000_000:
-        raise InvalidArgument(f"--{name} cannot be less than 1ms")
+    if 0 < total < 1_000_000:
+        raise InvalidArgument(f'Interval "{name}" cannot be less than 1ms')
     return int(total)
 
 

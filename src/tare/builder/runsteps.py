@@ -234,7 +234,7 @@ async def run_step(stage: StageBuild, instruction: ins.Run) -> None:
                 config = convert(Config, msgspec.to_builtins(stage.container))
                 config.entrypoint, config.cmd, config.healthcheck, config.volumes = None, vector, None, None
                 config.exposed_ports = None
-                config.env = [*silent, *declared, *(config.env or ()), *further]
+                config.env = [*silent, *declared, *stage.own_environment(), *further]
                 job = Job(id, config, host, tuple(stage.state.diff_ids), tuple(points), (*_parents(points), *stubs))
                 async with build.running:
                     exit = await _native(stage, build.runner.run(job, stage.output))

@@ -5,7 +5,8 @@ A logical line is one instruction's text. What Docker does, and scripts rely on:
 - Parser directives (``# name=value``) count only before anything else, comments included.
 - The escape character at the end of a line, spaces behind it allowed, joins the next one to it without a space between. Comment
   lines and empty ones in between vanish (the latter with a warning).
-- A here-document belongs to the line that has ``<<NAME`` in it (ADD, COPY and RUN, also behind ONBUILD); its lines are taken as they are.
+- A here-document belongs to the line that has ``<<NAME`` in it (ADD, COPY and RUN, also behind ONBUILD); its lines are taken as they are,
+  with a carriage return at their end if they have one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Source:
         if len(data) > MAX_FILE:
             raise DockerfileError(f"the file is longer than {MAX_FILE >> 20} MiB", name=name)
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
-        self._lines = [line.rstrip("\r") for line in text.split("\n")]
+        self._written = text.split("\n")
+        self._lines = [line.rstrip("\r") for line in self._written]
         self._at = 0
         self.directives = self._read_directives()
         self.escape = self.directives.get("escape", "\\")
@@ -113,11 +115,11 @@ class Source:
         name = re.sub(r"['\"\\]", "", word)
         content: list[str] = []
         while self._at < len(self._lines):
-            line = self._lines[self._at]
+            line = self._written[self._at]
             self._at += 1
             if strip:
                 line = line.lstrip("\t")
-            if line == name:
+            if line.rstrip("\r") == name:
                 text = "".join(f"{kept}\n" for kept in content)
                 return Heredoc(name, text, expand=name == word, descriptor=int(descriptor or 0))
             content.append(line)

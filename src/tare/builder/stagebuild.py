@@ -60,6 +60,8 @@ class StageBuild:
         self.state: ImageConfig
         self.args: dict[str, str | None] = {}
         """Declared build arguments with their values."""
+        self._above_env: set[str] = set()
+        """Of those, the ones that came after an ENV of the same name: the last one counts, for commands and in words."""
         self.fake_id = ""
         self._own_command = False
         self._in_triggers = False
@@ -73,7 +75,9 @@ class StageBuild:
         return self.state.container
 
     def lookup(self, name: str) -> str | None:
-        """A variable of the stage: ENV wins over ARG."""
+        """A variable of the stage: of ENV and ARG what came last."""
+        if name in self._above_env:
+            return self.args[name]
         for entry in self.container.env or ():
             key, _, value = entry.partition("=")
             if key == name:
@@ -205,6 +209,8 @@ class StageBuild:
                 await self._note_override(instruction)
                 change = configure.change(instruction, self.container, self.words, own_command=self._own_command)
                 self._own_command = self._own_command or isinstance(instruction, ins.Cmd)
+                if isinstance(instruction, ins.Env):
+                    self._above_env.difference_update(self.words.one(name) for name, _ in instruction.pairs)
                 await self.config_step(change.config, change.comment, change.author)
         except DockerfileError:
             raise
@@ -235,7 +241,10 @@ class StageBuild:
             name = self.words.one(raw_name)
             default = None if raw_default is None else self._default(name, raw_default)
             shown.append(name if default is None else f"{name}={default}")
-            self.args[name] = self._argument(name, default)
+            value = self._argument(name, default)
+            if value is not None:
+                self._above_env.add(name)
+            self.args[name] = self.args.get(name) if value is None else value
             self.build.consumed.add(name)
         await self.config_step(self.container, "ARG " + " ".join(shown))
 
@@ -369,11 +378,15 @@ class StageBuild:
         return None if digest is None else self.build.layers.get(digest)
 
     def run_environment(self) -> tuple[list[str], list[str]]:
-        """What a RUN gets from build arguments: those that are declared and no ENV overrides, sorted, and the predefined ones."""
-        env = {entry.partition("=")[0] for entry in self.container.env or ()}
+        """What a RUN gets from build arguments: those that are declared and no later ENV overrides, sorted, and the predefined ones."""
+        env = {entry.partition("=")[0] for entry in self.container.env or ()} - self._above_env
         declared = sorted(f"{name}={value}" for name, value in self.args.items() if value is not None and name not in env)
         given = self.build.request.build_args
         proxies = {each: given[name] for name in given if name in PREDEFINED for each in (name.lower(), name.upper())}
         proxies |= {name: given[name] for name in given if name in PREDEFINED}
         silent = sorted(f"{name}={value}" for name, value in proxies.items() if name not in self.args and name not in env)
         return declared, silent
+
+    def own_environment(self) -> list[str]:
+        """What a RUN gets from ENV."""
+        return [entry for entry in self.container.env or () if entry.partition("=")[0] not in self._above_env]

@@ -6,6 +6,7 @@ Only earlier stages can be named, so there is no cycle; what is no earlier stage
 
 from __future__ import annotations
 
+import json
 import os
 import platform as machine
 from collections.abc import Mapping, Set
@@ -74,6 +75,8 @@ def plan(dockerfile: ins.Dockerfile, build_args: Mapping[str, str] | None = None
     later = {each.name for each in dockerfile.instructions if isinstance(each, ins.From) and each.name}
     body: list[ins.Instruction] = []
     opened: ins.From | None = None
+    problems: dict[int, DockerfileError] = {}
+    """What is wrong with a stage only if it is needed."""
     for instruction in (*dockerfile.instructions, None):
         if opened is None and isinstance(instruction, ins.Arg):
             _global_args(dockerfile, instruction, given, platforms, args)
@@ -82,13 +85,15 @@ def plan(dockerfile: ins.Dockerfile, build_args: Mapping[str, str] | None = None
             body.append(instruction)
             continue
         if opened is not None:
-            stage = _stage(dockerfile, opened, body, len(stages), named, later, {**platforms, **args}, platform)
+            stage = _stage(dockerfile, opened, body, len(stages), named, later, {**platforms, **args}, platform, problems)
             stages.append(stage)
             if stage.name:
                 named[stage.name] = stage.index
         opened, body = instruction, []
     chosen = _target(dockerfile, stages, target)
     needed = _needed(stages, chosen)
+    if problem := next((problems[index] for index in sorted(needed & set(problems))), None):
+        raise problem
     kept = tuple(stage for stage in stages if stage.index in needed)
     names = {stage.name: stage.index for stage in stages if stage.name}
     return BuildGraph(dockerfile, kept, stages[chosen], args, platforms, names, tuple(stages))
@@ -135,6 +140,7 @@ def _stage(
     every: Set[str],
     args: Mapping[str, str],
     platform: str,
+    problems: dict[int, DockerfileError],
 ) -> Stage:
     base = _expanded(dockerfile, opened, opened.image, args)
     if not base:
@@ -148,13 +154,14 @@ def _stage(
                 depends.add(found)
             elif isinstance(instruction, ins.Copy) and reference.isdecimal():
                 message = f"invalid from flag value {reference}: invalid stage index {reference}"
-                raise _error(dockerfile, instruction, message, "stages are counted from 0, and only earlier ones can be named")
+                hint = "stages are counted from 0, and only earlier ones can be named"
+                problems.setdefault(index, _error(dockerfile, instruction, message, hint))
             elif opened.name and reference.lower() == opened.name:
                 raise _error(dockerfile, instruction, f"circular dependency detected on stage: {opened.name}", _EARLIER)
             elif reference.lower() in every:
                 own = opened.name or str(index)
                 message = f'cannot copy from stage "{reference}", it needs to be defined before current stage "{own}"'
-                raise _error(dockerfile, instruction, message, _EARLIER)
+                problems.setdefault(index, _error(dockerfile, instruction, message, _EARLIER))
     return Stage(
         index,
         opened.name,
@@ -212,7 +219,7 @@ def _expanded(dockerfile: ins.Dockerfile, instruction: ins.Instruction, word: st
     try:
         return expand(word, values.get, dockerfile.escape)
     except InvalidArgument as error:
-        raise _error(dockerfile, instruction, f"failed to process {word!r}: {error}") from None
+        raise _error(dockerfile, instruction, f"failed to process {json.dumps(word, ensure_ascii=False)}: {error}") from None
 
 
 def _error(dockerfile: ins.Dockerfile, instruction: ins.Instruction, message: str, hint: str = "") -> DockerfileError:

@@ -62,14 +62,14 @@ class _Plan:
         }
 
     def _contexts(self, texts: list[str]) -> dict[str, str]:
-        from tare.cli import ocilayout
-
         found = {}
         for text in texts:
             name, equals, value = text.partition("=")
             if not equals or not name:
                 raise CliError(f"invalid context value: {text}, expected key=value", 125)
-            if value.startswith(ocilayout.PREFIX):
+            if value.startswith("oci-layout://"):
+                from tare.cli import ocilayout
+
                 directory, digest, files = ocilayout.resolve(value)
                 found[name] = ocilayout.PREFIX + digest
                 self.uploads[f"context-{name}"] = directory
