@@ -145,6 +145,8 @@ class EngineConfig:
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
+    criu: Path | None = None
+    """The program that makes checkpoints; ``None`` means the one on PATH."""
     init: bool = False
     """Containers that do not say otherwise get an init."""
     init_path: str = ""

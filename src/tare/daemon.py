@@ -196,7 +196,7 @@ class Daemon:
         await engine.start()
         metrics = Metrics(engine_version(), architecture())
         api = DockerApi(engine, metrics=metrics)
-        server = Server(api, default_headers())
+        server = Server(api, default_headers(experimental=await engine.containers.checkpoints.criu.works()))
         metrics_server = Server(MetricsApi(metrics, engine))
         try:
             await self._listen(server, context)

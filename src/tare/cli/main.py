@@ -65,6 +65,7 @@ OTHER = {
 }
 MANAGEMENT = {
     "builder": "Manage builds",
+    "checkpoint": "Manage checkpoints",
     "container": "Manage containers",
     "context": "Manage contexts",
     "daemon": "Manage the Tare daemon on this machine",
@@ -81,7 +82,6 @@ REFUSED = {
         ("config", "node", "secret", "service", "stack", "swarm"),
         "needs a Swarm cluster: Tare runs containers on one machine and is no Swarm manager",
     ),
-    "checkpoint": "is not offered by Tare: stop the container instead, and keep what matters to it in a volume",
     "trust": "is about Docker Content Trust (Notary v1), which its registries have switched off; name images by digest instead",
     "buildx": "is a plugin of the docker command; 'tare build' builds without it",
     **dict.fromkeys(
@@ -100,6 +100,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "df": ("tare.cli.builderverbs", "DF", "Show the build cache"),
         "history": ("tare.cli.builderverbs", "HISTORY", "Show earlier builds, and what they said"),
         "prune": ("tare.cli.builderverbs", "PRUNE", "Remove build cache"),
+    },
+    "checkpoint": {
+        "create": ("tare.cli.checkpoints", "CREATE", "Create a checkpoint from a running container"),
+        "ls": ("tare.cli.checkpoints", "LS", "List checkpoints for a container"),
+        "rm": ("tare.cli.checkpoints", "RM", "Remove a checkpoint"),
     },
     "container": {
         "inspect": ("tare.cli.inspection", "CONTAINER_INSPECT", "Display detailed information on one or more containers"),

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def _start(context: Context, options: Options) -> int:
-    if options.text("checkpoint") or options.text("checkpoint-dir"):
-        raise CliError("--checkpoint is not offered by Tare: keep what matters to a container in a volume")
     if options.on("attach") or options.on("interactive"):
         if len(options.operands) > 1:
             raise CliError("you cannot start and attach multiple containers at once")
         return _attached(context, options)
+    if options.text("checkpoint") and len(options.operands) > 1:
+        raise CliError("you cannot restore multiple containers at once")
     client = context.client
     failed = []
     for name in options.operands:
         try:
-            client.call("POST", path(name, "start"))
+            client.call("POST", path(name, "start"), _restoring(options))
             sys.stdout.write(name + "\n")
             sys.stdout.flush()
         except Unreachable:
@@ -39,6 +39,11 @@ def _start(context: Context, options: Options) -> int:
     if failed:
         raise CliError(f"Error: failed to start containers: {', '.join(failed)}")
     return 0
+
+
+def _restoring(options: Options) -> dict[str, str | None]:
+    """The query by which the daemon restores a checkpoint, if it is to."""
+    return {name: options.text(name) or None for name in ("checkpoint", "checkpoint-dir")}
 
 
 def _attached(context: Context, options: Options) -> int:
@@ -57,7 +62,7 @@ def _attached(context: Context, options: Options) -> int:
         status = ExitStatus(client, identifier, removed=removed)
 
         def begin() -> None:
-            client.call("POST", path(identifier, "start"))
+            client.call("POST", path(identifier, "start"), _restoring(options))
             if tty:
                 follow_size(handlers, client, path(identifier, "resize"))
 

@@ -24,12 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from tare.containers.keeper_client import Event, KeeperClient
-from tare.containers.task import Attachment, DirectoryRoot, ExecLaunch, ExecTask, Exit, Launch, LogPosition, OverlayRoot, Stdio, Task
+from tare.containers.task import (
+    Attachment,
+    Checkpoint,
+    DirectoryRoot,
+    ExecLaunch,
+    ExecTask,
+    Exit,
+    Launch,
+    LogPosition,
+    OverlayRoot,
+    Stdio,
+    Task,
+)
 from tare.errors import Conflict, InvalidArgument, StartFailed, TareError, Unavailable
 from tare.linux.cgroup.detect import Layout, detect
 from tare.linux.cgroup.group import Cgroup
-from tare.runtime import control, lowering, messages
+from tare.runtime import control, criu, lowering, messages
 from tare.runtime.plan import LogPlan, Plan, StdioPlan
+from tare.runtime.restoring import Restore, restore_plan
 from tare.runtime.spawn import Spawned, spawn
 
 KEEPER_KILLED = "the keeper of this container was killed"
@@ -52,6 +65,12 @@ def _describe(attachment: Attachment) -> dict[str, Any]:
 def _stdio(stdio: Stdio) -> StdioPlan:
     rows, columns = stdio.console_size
     return StdioPlan(stdio.tty, stdio.open_stdin, stdio.stdin_once, rows, columns)
+
+
+def _restore(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """The plan that restores instead of starting."""
+    record = _read_json(checkpoint.path / criu.RECORD)
+    return restore_plan(plan, Restore(checkpoint.criu, str(checkpoint.path), str(checkpoint.work), record or {}))
 
 
 def _exit(record: Mapping[str, Any]) -> Exit:
@@ -295,6 +314,16 @@ class RuntimeTask:
     async def resume(self) -> None:
         await self.request("resume")
 
+    async def checkpoint(self, checkpoint: Checkpoint, *, leave_running: bool) -> None:
+        await self.request(
+            "checkpoint",
+            criu=checkpoint.criu,
+            directory=str(checkpoint.directory),
+            name=checkpoint.name,
+            work=str(checkpoint.work),
+            leave_running=leave_running,
+        )
+
     async def release(self) -> None:
         """Forget the task; see ``Task.release``. Waits until the keeper has removed the cgroup, so that the name is free again."""
         if self._client is not None:
@@ -391,7 +420,8 @@ class RuntimeDriver:
             init=launch.init,
         )
         try:
-            return lowering.lower(launch.id, launch.config, around)
+            plan = lowering.lower(launch.id, launch.config, around)
+            return plan if launch.restore is None else _restore(plan, launch.restore)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidArgument(f"invalid container configuration: {error}") from None
 

@@ -26,7 +26,7 @@ from tare.containers.links import Linked
 from tare.containers.machine import this_machine
 from tare.containers.mounting import ContainerMounts
 from tare.containers.spec import exec_process, runtime_config
-from tare.containers.task import Attachment, DirectoryRoot, Launch, LogTarget, OverlayRoot, Rootfs, Stdio, VethLink
+from tare.containers.task import Attachment, Checkpoint, DirectoryRoot, Launch, LogTarget, OverlayRoot, Rootfs, Stdio, VethLink
 from tare.errors import Conflict, InvalidArgument, NotFound, StartFailed, TareError
 from tare.networks.gateway import gateways
 from tare.networks.model import Endpoint, NetworkMode, parse_mode
@@ -176,8 +176,8 @@ class Launcher:
 
     # -- start ------------------------------------------------------------------------------------------------------------------------
 
-    async def prepare(self, record: Record, attachments: list[Attachment]) -> Launch:
-        """Acquire what a start needs. On failure nothing stays acquired."""
+    async def prepare(self, record: Record, attachments: list[Attachment], restore: Checkpoint | None = None) -> Launch:
+        """Acquire what a start (or the restore of a checkpoint) needs. On failure nothing stays acquired."""
         mode = self._networks.mode(_network_mode(record))
         self._joined_namespaces(record, mode)  # refuses early what cannot be joined
         self.run_dir(record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -193,6 +193,7 @@ class Launcher:
                 edits = cdi.edits_of(cdi.names_of(requests, known), known)
                 cdi.inject(launch.config, edits, this_machine())
                 launch.additional_groups += cdi.groups_of(edits)
+            launch.restore = restore
             if propagation:
                 launch.config["linux"]["rootfsPropagation"] = propagation
             return launch
@@ -408,6 +409,19 @@ class Launcher:
         if not (self._config.init if host.init is None else host.init):
             return ""
         return self._config.init_path or next((path for path in _STATIC_INITS if os.path.exists(path)), BUILT_IN_INIT)
+
+    def checkpoint_refusal(self, record: Record) -> str:
+        """Why this container cannot be checkpointed, whatever its processes do; empty when it can."""
+        host = record.host_config
+        if host.pid_mode:
+            return "it has no pid namespace of its own (--pid)"
+        if host.ipc_mode.startswith("container:") or host.network_mode.startswith("container:"):
+            return "it shares namespaces of another container"
+        if host.device_requests:
+            return "it has devices by name (CDI, --gpus)"
+        if self._init(host) == BUILT_IN_INIT:
+            return "its init is Tare's own: install tini-static, or name a static init with the daemon's option --init-path"
+        return ""
 
     # -- exec, take-over, end -----------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from tare.containers.container import Container
 from tare.containers.health import UNHEALTHY, HealthMonitor, command_of, restarts_unhealthy
 from tare.containers.record import CREATED, EXITED, PAUSED, RESTARTING, RUNNING
 from tare.containers.signals import parse_signal
-from tare.containers.task import Attachment, Exit, Task
+from tare.containers.task import Attachment, Checkpoint, Exit, Task
 from tare.errors import Conflict, NotModified, ResourceExhausted, StartFailed, TareError
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Lifecycle:
 
     # -- start -----------------------------------------------------------------------------------------------------------------------
 
-    async def start(self, container: Container, console_size: tuple[int, int] | None = None) -> None:
-        """Start the container's task. Raises ``NotModified`` when it runs, ``Conflict`` when it cannot now, ``StartFailed``."""
+    async def start(self, container: Container, restore: Checkpoint | None = None) -> None:
+        """Start the task, or restore it. Raises ``NotModified`` when it runs, ``Conflict`` when it cannot now, ``StartFailed``."""
         async with container.lock:
             status = container.record.state.status
             if status == PAUSED:
@@ -73,13 +73,13 @@ class Lifecycle:
             container.record.stopped_by_user = False
             container.record.restart_count = 0
             container.restart_delay = 0.0
-            await self._start_locked(container)
+            await self._start_locked(container, restore)
 
-    async def _start_locked(self, container: Container) -> None:
+    async def _start_locked(self, container: Container, restore: Checkpoint | None = None) -> None:
         record = container.record
         attachments, container.pending = container.pending, []
         try:
-            launch = await self._launcher.prepare(record, attachments)
+            launch = await self._launcher.prepare(record, attachments, restore)
             try:
                 task = await self._driver.start(launch)
             except BaseException:
@@ -394,6 +394,27 @@ class Lifecycle:
             container.record.state.status = PAUSED
             container.save(self._records)
         self.publish(container, "pause")
+
+    async def checkpoint(self, container: Container, checkpoint: Checkpoint, *, leave_running: bool) -> None:
+        """Make a checkpoint. Unless the container is left running it has ended when this returns, as if the user had stopped it."""
+        gone = container.next_exit()
+        try:
+            async with container.lock:
+                task = self.require_task(container)
+                before = container.record.stopped_by_user
+                if not leave_running:
+                    self._stopped_by_user(container)
+                try:
+                    await task.checkpoint(checkpoint, leave_running=leave_running)
+                except BaseException:
+                    container.record.stopped_by_user = before
+                    container.save(self._records)
+                    raise
+            if not leave_running:
+                await _within(gone, KILL_TIMEOUT)
+        finally:
+            gone.cancel()
+        self.publish(container, "checkpoint")
 
     async def unpause(self, container: Container) -> None:
         if container.record.state.status != PAUSED:

@@ -8,7 +8,8 @@ from collections.abc import Container as Contains
 
 from tare.errors import InvalidArgument
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+"""The grammar of names, also of checkpoints."""
 
 _QUALITIES = (
     "amber agile ample apt basic bold brave breezy bright brisk calm candid clear clever cosy crisp curious deft eager early earnest "
@@ -31,7 +32,7 @@ _THINGS = (
 def check_name(name: str) -> str:
     """The name without its leading slash; ``InvalidArgument`` when it does not fit the grammar."""
     bare = name.removeprefix("/")
-    if not _NAME.match(bare):
+    if not NAME.match(bare):
         raise InvalidArgument(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
     return bare
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from tare.containers.archive import Archives
+from tare.containers.checkpoints import Checkpoints
 from tare.containers.commit import Committer
 from tare.containers.container import Container
 from tare.containers.execs import ExecSessions
@@ -97,6 +98,7 @@ class Containers:
         """Measures for the streams of statistics."""
         self.execs = ExecSessions(self.lifecycle, self.launcher.exec_process)
         self.committer = Committer(images, snapshots, self.lifecycle)
+        self.checkpoints = Checkpoints(config, self.lifecycle, self.launcher.checkpoint_refusal)
         self.archives = Archives(snapshots, volumes, self.lifecycle, config.container_dir)
         volumes.users = self._volume_users
 

@@ -121,6 +121,22 @@ class Stdio:
     """Rows, columns; (0, 0) leaves the kernel's default."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, to be made or to be restored."""
+
+    directory: Path
+    name: str
+    criu: str
+    """Path of the program that does it."""
+    work: Path
+    """Where its logs go."""
+
+    @property
+    def path(self) -> Path:
+        return self.directory / self.name
+
+
 @dataclass
 class Launch:
     """All that a driver needs to start a task. ``config`` is an OCI runtime-spec configuration (as a plain dict)."""
@@ -142,6 +158,8 @@ class Launch:
     attachments: Sequence[Attachment] = ()
     init: str = ""
     """``--init``: host path of a static init, or the name of the built-in one (``runtime.lowering``)."""
+    restore: Checkpoint | None = None
+    """Go on where this checkpoint stopped, instead of starting the program."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +256,10 @@ class Task(Protocol):
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
+
+    async def checkpoint(self, checkpoint: Checkpoint, *, leave_running: bool) -> None:
+        """Write the processes to disk; the task ends (killed), unless it is to be left running. After a failure it runs on."""
+        ...
 
     async def release(self) -> None:
         """Forget an ended task: remove its exit record, cgroups and run-time files. Idempotent."""

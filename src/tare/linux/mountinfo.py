@@ -19,6 +19,9 @@ class MountEntry(NamedTuple):
     source: str
     shared: bool
     slave: bool
+    number: int = 0
+    device: str = ""
+    """``MAJOR:MINOR`` of the file system: the same wherever it is mounted."""
 
 
 def parse(lines: Iterable[str]) -> list[MountEntry]:
@@ -30,7 +33,8 @@ def parse(lines: Iterable[str]) -> list[MountEntry]:
         if not separator or len(fields) < 6 or len(rest) < 2:
             continue
         tags = [field.partition(":")[0] for field in fields[6:]]
-        found.append(MountEntry(_plain(fields[4]), rest[0], _plain(rest[1].rstrip("\n")), "shared" in tags, "master" in tags))
+        source = _plain(rest[1].rstrip("\n"))
+        found.append(MountEntry(_plain(fields[4]), rest[0], source, "shared" in tags, "master" in tags, int(fields[0]), fields[2]))
     return found
 
 
@@ -38,9 +42,9 @@ def _plain(text: str) -> str:
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
 
 
-def read() -> list[MountEntry]:
-    """The mounts that this process sees."""
-    with open(PATH, encoding="utf-8", errors="surrogateescape") as stream:
+def read(path: str = PATH) -> list[MountEntry]:
+    """The mounts that this process sees, or the one whose mountinfo is given."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
         return parse(stream)
 
 

@@ -91,6 +91,8 @@ class Child:
         self.warnings: list[str] = []
         self.ready_at = 0
         """When everything was set up and only exec was left; nanoseconds since the epoch, 0 before."""
+        self.restored = 0
+        """The process that will go on in this one's place: it runs already (``steps.restore``)."""
         self.finished = False
         self.wait_status: Callable[[int], int] = _wait_for_own
         """How the wait status of the ended process is got."""
@@ -180,6 +182,8 @@ class Child:
             self.warnings = list(message["warnings"])
         if at == "ready":
             self.ready_at = time.time_ns()
+        elif at == "restored":
+            self.restored = int(message["pid"])
         elif at == "forked":
             self._follow_fork(int(message["pid"]))
         elif at == "console" and self.plan.inherit:

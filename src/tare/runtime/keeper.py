@@ -34,14 +34,14 @@ from tare.linux import libc, namespaces, process, pty
 from tare.linux.cgroup.detect import Layout
 from tare.linux.cgroup.group import Cgroup
 from tare.linux.constants import NAMESPACE_FLAGS, PR_SET_CHILD_SUBREAPER
-from tare.runtime import init, messages
+from tare.runtime import criu, init, messages
 from tare.runtime.children import Child, attach
 from tare.runtime.context import SetupFailed, reason
 from tare.runtime.control import Connection, ControlSocket, listen
 from tare.runtime.execs import Execs
 from tare.runtime.holder import AT_REST, Holder
 from tare.runtime.keeperhooks import KeeperHooks
-from tare.runtime.links import make_links
+from tare.runtime.links import make_links, serve_names
 from tare.runtime.logdrivers import open_log
 from tare.runtime.plan import KeeperPlan
 from tare.runtime.reactor import Reactor, Timer
@@ -77,6 +77,8 @@ class Keeper:
         self.cgroup: Cgroup | None = None
         self.child: Child | None = None
         self.execs = Execs(self.reactor, self._announce, self._exec_closed)
+        self.dump: criu.Dump | None = None
+        """The checkpoint that is being made."""
         self.exit: dict[str, Any] | None = None
         self.failed = False
         self.held = False
@@ -203,6 +205,12 @@ class Keeper:
             self.hooks.run(("prestart", "createRuntime"), "creating", child.pid, self._on_create_hooks)
         elif at == "start-hooks":
             child.go(at, state=self.hooks.state("created", child.pid))
+        elif at == "restored":
+            self._serve_restored(child)
+        elif at == "forked":
+            # The mounts of a restored container are not those of the process that restored it.
+            self._release_mounts()
+            self._hold_mounts(child)
         elif at == "ready":
             # Written while the program is being executed; should that fail, it goes again.
             self._write_task(child)
@@ -240,6 +248,15 @@ class Keeper:
         except OSError as error:
             text = f"failed to set up container networking: failed to add interface: {reason(error)}"
             child.abort({"failed": text, "code": 128, "plain": True})
+
+    def _serve_restored(self, child: Child) -> None:
+        """The name server has answered for as long as the process lives that restores: from now on for as long as what it restored."""
+        try:
+            if self.plan.name_server:
+                serve_names(self.plan.name_server, self.id, child.restored)
+            child.go("restored")
+        except OSError as error:
+            child.abort({"failed": f"failed to set up container networking: {reason(error)}", "code": 128, "plain": True})
 
     def _write_user_maps(self, child: Child) -> None:
         try:
@@ -389,6 +406,20 @@ class Keeper:
         self._group().thaw()
         return {}
 
+    def _op_checkpoint(self, connection: Connection, message: Request, fds: list[int]) -> None:
+        """Make a checkpoint (``runtime.criu``); answered when it is there or has failed. Unless left running the container is killed."""
+        child, number = self._running(), message["n"]
+        if self.dump is not None:
+            raise OSError(errno.EBUSY, "a checkpoint of this container is being made")
+        if self.cgroup is not None and self.cgroup.frozen():
+            raise OSError(errno.EBUSY, "the container is paused: unpause it first")
+
+        def answer(failure: str) -> None:
+            self.dump = None
+            connection.send({"n": number, "error": failure, "kind": "EIO"} if failure else {"n": number, "ok": {}})
+
+        self.dump = criu.begin(self.reactor, self.id, child, self.cgroup, message, answer)
+
     def _group(self) -> Cgroup:
         if not self.held:
             self._running()
@@ -494,7 +525,7 @@ class Keeper:
 
     def _at_rest(self) -> bool:
         child = self.child
-        if child is None or not child.running or self.hooks.busy:
+        if child is None or not child.running or self.hooks.busy or self.dump is not None:
             return False
         return not self.execs.running and child.stdio.rest() is not None and self.control.flushed
 
@@ -553,7 +584,7 @@ class Keeper:
         self._quiet = min(MOST_QUIET_SECONDS, state["quiet"] * 2) if soon else QUIET_SECONDS
 
     def _done(self) -> bool:
-        if (self.exit is None and not self.failed) or self.hooks.busy:
+        if (self.exit is None and not self.failed) or self.hooks.busy or self.dump is not None:
             return False
         children = [*self.execs.running.values(), *([self.child] if self.child else [])]
         return not any(child.stdio.attachments for child in children) and self.control.flushed

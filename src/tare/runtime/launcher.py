@@ -35,7 +35,7 @@ from tare.linux.cgroup.group import Cgroup
 from tare.runtime import init, keeper, messages, plan, zygote
 from tare.runtime.holder import Holder
 from tare.runtime.spare import SPARE_PREFIX, SpareInit, make_spare
-from tare.runtime.steps import idmap, network
+from tare.runtime.steps import idmap, network, restore
 from tare.runtime.steps import process as process_steps
 from tare.runtime.zygote import Zygote
 
@@ -206,7 +206,7 @@ def _remove_folder(path: str) -> None:
 
 
 WARM_FILES = ("log", "exit.json", "exit.json.new", "task.json", "task.json.new", "keeper.sock")
-STEP_MODULES = (*init.STEP_MODULES, idmap, network)
+STEP_MODULES = (*init.STEP_MODULES, idmap, network, restore)
 """Importing them has made their steps known to the decoder."""
 WARM_ROUNDS = 10
 """CPython specializes a function's code in place after eight calls."""

@@ -24,6 +24,15 @@ def make_links(links: tuple[LinkPlan, ...], name_server: str, container_id: str,
         os.close(ns_fd)
 
 
+def serve_names(name_server: str, container_id: str, pid: int) -> None:
+    """Have the name server answer in the network namespace of ``pid`` for as long as that lives."""
+    ns_fd = namespaces.open_namespace(f"/proc/{pid}/ns/net")
+    try:
+        name_service.serve(name_server, container_id, ns_fd, pid)
+    finally:
+        os.close(ns_fd)
+
+
 def _make(route: Route, link: LinkPlan, ns_fd: int) -> None:
     master = 0
     if link.bridge:

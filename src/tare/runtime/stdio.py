@@ -458,6 +458,13 @@ class Stdio:
         """Give the read side of an output stream (owned)."""
         self.outputs.append(Output(self, name, fd))
 
+    def pipes(self) -> dict[str, int]:
+        """Our ends of the process's pipes, by stream."""
+        found = {output.name: output.fd for output in self.outputs if not output.ended}
+        if self.input is not None and not self.input.dead:
+            found["stdin"] = self.input.fd
+        return found
+
     def rest(self) -> dict[str, Any] | None:
         """All that is needed to go on in another worker; None while a client is attached or input waits."""
         if self.attachments or self._finished or (self.input is not None and self.input.busy):

@@ -269,6 +269,14 @@ class ExecStartRequest(_Wire):
     console_size: list[int] | None = None
 
 
+class CheckpointCreateRequest(_Wire):
+    """Body of ``POST /containers/{id}/checkpoints``."""
+
+    checkpoint_id: str = field(name="CheckpointID", default="")
+    checkpoint_dir: str = ""
+    exit: bool = False
+
+
 class UpdateRequest(_Wire):
     """Body of ``POST /containers/{id}/update``: limits to change; zero leaves a limit as it is."""
 

@@ -12,7 +12,6 @@ NOT_A_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 )
 _NO_SWARM = "swarm mode is not offered by Tare: containers run on this machine only"
-NO_CHECKPOINTS = "checkpoints are not offered by Tare: stop the container instead, and keep what matters to it in a volume"
 _NO_PLUGINS = "plugins are not offered by Tare: network, volume and log drivers are built in"
 
 
@@ -45,11 +44,6 @@ async def plugin(request: Request) -> Response:
 async def plugin_install(request: Request) -> Response:
     """``GET /plugins/privileges``, ``POST /plugins/pull`` and ``/plugins/create``."""
     raise Unsupported(_NO_PLUGINS)
-
-
-async def checkpoint(request: Request) -> Response:
-    """Anything about ``/containers/{id}/checkpoints``."""
-    raise Unsupported(NO_CHECKPOINTS)
 
 
 async def options(request: Request) -> Response:

@@ -37,11 +37,11 @@ def _redirect(request: Request) -> Response:
     return Response(301, headers=(("Location", quote(clean) + query),))
 
 
-def default_headers() -> dict[str, str]:
-    """Headers of every answer."""
+def default_headers(*, experimental: bool = False) -> dict[str, str]:
+    """Headers of every answer. ``experimental`` is how clients know that there are checkpoints."""
     return {
         "Api-Version": versions.text(versions.MAXIMUM),
-        "Docker-Experimental": "false",
+        "Docker-Experimental": str(experimental).lower(),
         "Ostype": "linux",
         "Server": f"Tare/{versions.engine_version()} (linux)",
     }

@@ -10,7 +10,6 @@ import msgspec
 
 from tare.api.docker import container_views as views
 from tare.api.docker import version_differences as differences
-from tare.api.docker.absent import NO_CHECKPOINTS
 from tare.api.docker.attach import attach_request, detach_keys
 from tare.api.docker.filters import container_filter
 from tare.api.docker.logs import stream_logs
@@ -18,7 +17,7 @@ from tare.api.docker.params import boolean, integer, json_body, json_bytes, json
 from tare.containers.signals import parse_signal
 from tare.containers.stats import stats_document, stats_stream
 from tare.containers.top import top
-from tare.errors import InvalidArgument, NotFound, Unsupported
+from tare.errors import InvalidArgument, NotFound
 from tare.http.message import ClientDisconnected, Request, Response
 from tare.wire.container import Config, CreateRequest, HostConfig, UpdateRequest
 
@@ -147,9 +146,10 @@ class ContainerHandlers:
         if request.head.chunked or (request.head.content_length or 0) > _EMPTY_OBJECT:
             raise InvalidArgument("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
         await request.read()
-        if request.query.get("checkpoint") or request.query.get("checkpoint-dir"):
-            raise Unsupported(NO_CHECKPOINTS)
-        await self._containers.lifecycle.start(self._get(request))
+        container = self._get(request)
+        name, directory = request.query.get("checkpoint", ""), request.query.get("checkpoint-dir", "")
+        restore = await self._containers.checkpoints.find(container, name, directory) if name else None
+        await self._containers.lifecycle.start(container, restore)
         return NO_CONTENT
 
     async def stop(self, request: Request, version: ApiVersion) -> Response:

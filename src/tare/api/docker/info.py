@@ -51,7 +51,7 @@ def document(engine: Engine, version: ApiVersion) -> dict[str, Any]:
         "NoProxy": os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "",
         "Name": os.uname().nodename,
         "Labels": list(engine.config.labels),
-        "ExperimentalBuild": False,
+        "ExperimentalBuild": engine.containers.checkpoints.criu.offered,
         "ServerVersion": versions.engine_version(),
         **_runtimes(version, engine.config.init_path),
         "Swarm": {

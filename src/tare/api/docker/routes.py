@@ -12,6 +12,7 @@ from tare.api.docker import absent
 from tare.api.docker.archive import ArchiveHandlers
 from tare.api.docker.build import BuildHandlers
 from tare.api.docker.buildcache import BuildCacheHandlers
+from tare.api.docker.checkpoints import CheckpointHandlers
 from tare.api.docker.containers import ContainerHandlers
 from tare.api.docker.df import UsageHandlers
 from tare.api.docker.execs import ExecHandlers
@@ -47,6 +48,7 @@ def table(engine: Engine) -> Routes:
     routes.add("POST", "/system/fsck", plain(CheckHandlers(engine).fsck))
     add_registries(routes, RegistryHandlers(engine))
     add_images(routes, ImageHandlers(engine))
+    add_checkpoints(routes, CheckpointHandlers(engine))  # before DELETE /containers/{id:*}
     add_containers(routes, ContainerHandlers(engine))
     add_archives(routes, ArchiveHandlers(engine))
     add_builder(routes, BuildHandlers(engine), BuildCacheHandlers(engine))
@@ -84,8 +86,6 @@ def add_builder(routes: Routes, builder: BuildHandlers, cache: BuildCacheHandler
 
 def add_absent(routes: Routes) -> None:
     routes.add("OPTIONS", "/{path:*}", plain(absent.options))
-    for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
-        routes.add(method, f"/containers/{{id}}/checkpoints{path}", plain(absent.checkpoint))
     routes.add("GET", "/plugins", plain(absent.plugin_list))
     for method, path in (("GET", "/plugins/privileges"), ("POST", "/plugins/pull"), ("POST", "/plugins/create")):
         routes.add(method, path, plain(absent.plugin_install))
@@ -140,6 +140,12 @@ def add_containers(routes: Routes, containers: ContainerHandlers) -> None:
     routes.add("POST", "/containers/{id}/attach", containers.attach)
     routes.add("GET", "/containers/{id}/attach/ws", containers.attach_websocket)
     routes.add("GET", "/containers/{id}/logs", containers.logs)
+
+
+def add_checkpoints(routes: Routes, checkpoints: CheckpointHandlers) -> None:
+    routes.add("GET", "/containers/{id}/checkpoints", plain(checkpoints.list))
+    routes.add("POST", "/containers/{id}/checkpoints", plain(checkpoints.create))
+    routes.add("DELETE", "/containers/{id}/checkpoints/{checkpoint}", plain(checkpoints.remove))
 
 
 def add_archives(routes: Routes, archives: ArchiveHandlers) -> None:

@@ -43,7 +43,7 @@ class SystemHandlers:
 
     async def version(self, request: Request) -> Response:
         if self._version is None:
-            self._version = json_response(version_document())
+            self._version = json_response(version_document(experimental=self._engine.containers.checkpoints.criu.offered))
         return self._version
 
     async def info(self, request: Request, version: ApiVersion) -> Response:
@@ -105,7 +105,7 @@ def event_document(event: Event) -> wire.EventMessage:
     return message
 
 
-def version_document() -> wire.Version:
+def version_document(*, experimental: bool = False) -> wire.Version:
     """Honest about what this is: the engine is Tare, and the field for Go's version names Python's."""
     uname = os.uname()
     arch = architecture()
@@ -118,7 +118,7 @@ def version_document() -> wire.Version:
         "Arch": arch,
         "KernelVersion": uname.release,
         "GoVersion": python,
-        "Experimental": "false",
+        "Experimental": str(experimental).lower(),
     }
     return wire.Version(
         platform=wire.Platform(name=f"Tare Engine {own}"),
