@@ -16,6 +16,7 @@ packages:
 
 test-packages:
 	@scripts/install-packages test
+	@scripts/fetch-criu
 
 $(STAMP): pyproject.toml requirements.lock scripts/quick-start
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -51,8 +51,6 @@ REFUSED_FLAGS = {
         "cluster volumes need Swarm",
     ),
     "cluster": "cluster volumes need Swarm",
-    "checkpoint": "no checkpoints",
-    "checkpoint-dir": "no checkpoints",
     **dict.fromkeys(("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops"), "Windows only"),
 }
 REFUSED_ENDPOINTS = {"/plugins": "what Tare plugs in is built in"}
