@@ -105,8 +105,6 @@ def test_scene(stage: Daemon, scene: str, tmp_path: Path) -> None:
         ("container lst", "Did you mean 'ls'?"),
         ("run --rm --detach-keys bad -i busybox true", "invalid detach keys (bad)"),  # docker: unable to upgrade to tcp, received 400
         ("run --rm --use-api-socket busybox true", "--use-api-socket is not supported"),
-        ("checkpoint ls x", "not offered by Tare"),
-        ("start --checkpoint x y", "not offered by Tare"),
         ("swarm init", "Tare runs containers on one machine"),
         ("trust inspect busybox", "Docker Content Trust"),
         ("plugin install x", "what Tare plugs in is built in"),

@@ -119,7 +119,7 @@ def test_what_a_client_may_not_ask(engine: Daemon) -> None:
         assert text in recorder.call("", "POST", "/containers/create", {"Image": "busybox", "Cmd": ["true"], "HostConfig": host})["message"]
     alone = {"Image": "busybox", "Cmd": ["ls", "/sys/class/net"], "NetworkDisabled": True}
     recorder.call("", "POST", "/containers/create?name=alone", alone)
-    assert "checkpoints are not offered" in recorder.call("", "POST", "/containers/alone/start?checkpoint=x")["message"]
+    assert "checkpoint xx does not exist" in recorder.call("", "POST", "/containers/alone/start?checkpoint=xx")["message"]
     assert engine.docker("start", "-a", "alone").stdout == "lo\n"
 
 

@@ -39,7 +39,8 @@ class Api:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bus = EventBus()
-        self.engine: Any = SimpleNamespace(events=self.bus, config=EngineConfig(), images=SimpleNamespace())
+        containers = SimpleNamespace(checkpoints=SimpleNamespace(criu=SimpleNamespace(offered=False)))
+        self.engine: Any = SimpleNamespace(events=self.bus, config=EngineConfig(), images=SimpleNamespace(), containers=containers)
 
     def table(self) -> Routes:
         routes: Routes = Router()
