@@ -13,6 +13,7 @@ import pytest
 
 from tare.containers.driver import RuntimeTask
 from tare.containers.task import ExecLaunch, Exit, Stdio
+from tare.runtime import control, messages
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runtime_world import World, alive, pair, process, read_all
@@ -103,6 +104,24 @@ async def test_many_rests(world: World) -> None:
     ours.close()
     assert (await end(task)).code == 9
     assert world.output(launch) == "got this\n"
+
+
+async def test_one_exit_is_told(world: World) -> None:
+    """Also when the last client goes in the very moment: it had ended its input long before."""
+    launch = world.launch(["sh", "-c", "while read line; do :; done; exit 6"], stdio=Stdio(open_stdin=True, stdin_once=True))
+    task = await world.start(launch)
+    with control.connect(str(launch.run_dir)) as listener:
+        listener.settimeout(20)
+        ours, attachment = pair(stdin=True)
+        await task.attach(attachment)
+        ours.shutdown(1)
+        assert await asyncio.to_thread(read_all, ours) == b""
+        ours.close()
+        assert (await end(task)).code == 6
+        told = []
+        while (message := messages.receive(listener)[0]) is not None:
+            told.append(message.get("event"))
+    assert told == ["exit", "removed"]
 
 
 async def test_terminal_after_a_rest(world: World) -> None:

@@ -451,8 +451,6 @@ class Keeper:
             oom_killed = self.cgroup is not None and self.cgroup.oom_kills() > 0
         except OSError:
             pass
-        child.stdio.finish()
-        self.execs.end()
         self.exit = {
             "code": child.status,
             "finished_at": child.ended_at,
@@ -462,6 +460,9 @@ class Keeper:
             "started_at": child.started_at,
             "warnings": self.warnings,
         }
+        # Now that this is set: a client that has nothing more to say is gone at once, and its going calls us again.
+        child.stdio.finish()
+        self.execs.end()
         self._write("exit.json", json.dumps({**self.exit, "execs": self.execs.exits}, separators=(",", ":")).encode())
         self._announce({"event": "exit", **self.exit})
         self._release_mounts()
