@@ -171,7 +171,7 @@ def test_a_failing_command_shows_code_lines_and_place(engine: Daemon) -> None:
         ("FROM busybox\nCOPY a\n", ["COPY requires at least two arguments", ">>> COPY a"]),
         ("FROM busybox\nENV A=${B\n", ["missing '}'", ">>> ENV A=${B"]),
         ("FROM busybox\nUSER ${U:?who}\n", ["U: who", ">>> USER"]),
-        ("FROM busybox AS a\nCOPY --from=b x /\nFROM busybox AS b\nFROM a\n", ["needs to be defined before current stage", ">>> COPY --from=b"]),
+        ("FROM busybox AS a\nCOPY --from=b x /\nFROM busybox AS b\nFROM a\n", ["needs to be defined before", ">>> COPY --from=b"]),
         ("FROM busybox AS a\nCOPY --from=a x /\n", ["circular dependency detected on stage: a"]),
         ("FROM busybox\nCOPY none /\n", ["file not found in build context or excluded by .dockerignore", "none"]),
         ("FROM busybox\nCOPY ../../etc/passwd /\n", ["passwd"]),
