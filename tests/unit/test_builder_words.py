@@ -193,7 +193,7 @@ def test_directories_that_need_not_be_read() -> None:
     assert not patterns.can_skip("src")
 
 
-@pytest.mark.parametrize("text", ["[a", "[]", "[b-a]", "a\\", "!", "[a-]"])
+@pytest.mark.parametrize("text", ["[a", "[]", "[b-a]", "a\\", "[^a]\\", "!", "[a-]"])
 def test_malformed_patterns(text: str) -> None:
     with pytest.raises(InvalidArgument):
         Patterns(text)

@@ -98,6 +98,8 @@ class _States:
                 continue
             else:
                 at += text[at] == "\\"
+                if at >= len(text):
+                    raise InvalidArgument(f"syntax error in pattern {text!r}: it ends with a backslash")
                 self._tokens.append(text[at])
             at += 1
 
