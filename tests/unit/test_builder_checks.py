@@ -148,3 +148,16 @@ FROM build AS last
 def test_variables_of_mounts_count() -> None:
     dockerfile = "FROM scratch\nARG CACHE=/c\nRUN --mount=type=cache,target=$CACHE/x --mount=type=tmpfs,target=$CACH true\n"
     assert [finding.detail for finding in found(dockerfile)] == ["Usage of undefined variable '$CACH' (did you mean $CACHE?)"]
+
+
+def test_as_buildkit_counts() -> None:
+    """Where a finding lies and how often it is told, as BuildKit of Docker 28 does."""
+    text = (
+        "FROM a\nWORKDIR b\nWORKDIR c\n"
+        'ARG A=1 B="$A-$C"\n'
+        "COPY <<one <<'two' /d/\n$HOMER\none\n$QUOTED 'apostrophe\ntwo\n"
+        "RUN x && \\\n\n\n # comment\n y\n"
+    )
+    assert [(finding.rule, finding.line) for finding in found(text)] == [
+        ("WorkdirRelativePath", 2), ("UndefinedVar", 4), ("UndefinedVar", 5), ("NoEmptyContinuation", 14),
+    ]  # fmt: skip

@@ -253,7 +253,7 @@ class _Checks:
         if isinstance(instruction, ins.Arg | ins.Env):
             for name, _ in instruction.pairs:
                 self._secret(instruction, name)
-                scope.env.add(name)
+            scope.env.update(name for name, _ in instruction.pairs)
         elif isinstance(instruction, ins.Workdir):
             self._workdir(instruction, scope)
         elif isinstance(instruction, ins.Maintainer):
@@ -286,6 +286,7 @@ class _Checks:
             scope.workdir = True
         elif not scope.workdir:
             self._report("WorkdirRelativePath", instruction, instruction.path)
+            scope.workdir = True  # said once
 
     def _expose(self, instruction: ins.Expose) -> None:
         for port in instruction.ports:
@@ -309,8 +310,15 @@ class _Checks:
         if not scope.known:
             return
         reported: set[str] = set()
-        for word in _expandable(instruction):
-            for name in sorted(names_used(word, self._dockerfile.escape) - scope.env - reported - PREDEFINED - _KNOWN):
+        words = [(word, False) for word in _expandable(instruction)]
+        if isinstance(instruction, ins.Copy):
+            words += [(document.content, True) for document in instruction.heredocs if document.expand]
+        own = {name for name, _ in instruction.pairs} if isinstance(instruction, ins.Arg) else set()
+        """Those of one ARG are declared one after the other."""
+        for word, document in words:
+            for name in sorted(
+                names_used(word, self._dockerfile.escape, document=document) - scope.env - own - reported - PREDEFINED - _KNOWN
+            ):
                 if re.search(rf"\$\{{{re.escape(name)}:?[-+?]", word):
                     continue  # it says itself what becomes of it when it is not set
                 reported.add(name)

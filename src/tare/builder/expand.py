@@ -43,8 +43,8 @@ def expand_words(text: str, lookup: Lookup, escape: str = "\\") -> list[str]:
     return _Reader(text, lookup, escape).words()
 
 
-def names_used(word: str, escape: str = "\\") -> set[str]:
-    """The variables that a word asks for."""
+def names_used(word: str, escape: str = "\\", *, document: bool = False) -> set[str]:
+    """The variables that a word, or a here-document, asks for."""
     used: set[str] = set()
 
     def note(name: str) -> str:
@@ -52,7 +52,7 @@ def names_used(word: str, escape: str = "\\") -> set[str]:
         return "x"
 
     try:
-        expand(word, note, escape)
+        expand_document(word, note) if document else expand(word, note, escape)
     except InvalidArgument:
         pass
     return used

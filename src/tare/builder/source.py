@@ -93,15 +93,15 @@ class Source:
             if _is_comment(text):
                 continue
             if not text.strip():
-                if not warned and any(line.strip() for line in self._lines[self._at :]):
-                    self.warnings.append(Warning("NoEmptyContinuation", "Empty continuation line", self._at))
-                    warned = True
+                warned = warned or any(line.strip() for line in self._lines[self._at :])
                 continue
             joined, goes_on = self._without_continuation(text)
             parts.append(joined)
             size += len(joined)
             if size > MAX_LINE:
                 raise self.fail(f"the instruction is longer than {MAX_LINE >> 20} MiB", first)
+        if warned:
+            self.warnings.append(Warning("NoEmptyContinuation", "Empty continuation line", self._at))  # where BuildKit says it
         line = "".join(parts).rstrip()
         heredocs = tuple(self._heredoc(match, first) for match in heredoc_marks(line))
         return Line(first, self._at, line, heredocs)
