@@ -147,6 +147,7 @@ devices:
 HOOK = """\
 #!/bin/sh
 # What the hooks of vendors do: they take the state, look up the container's root, and prepare something in it.
+[ -z "$LD_PRELOAD$SCALE" ] || exit 9  # nothing of the container's environment (CVE-2025-23266)
 state=$(cat)
 bundle=$(echo "$state" | sed 's/.*"bundle": *"\\([^"]*\\)".*/\\1/')
 root=$(sed 's/.*"path": *"\\([^"]*\\)".*/\\1/' "$bundle/config.json")
@@ -164,7 +165,9 @@ def test_devices_by_name(remote: tuple[Daemon, Path]) -> None:
     (folder / "other.yaml").write_text("cdiVersion: 0.6.0\n")
     command = "head -c 3 /dev/balance | wc -c; echo $SCALE; ls /certs/ca.pem; id -G; cat /state"
     device = ["--device", "test.example/scale=one"]
-    done = daemon.docker("run", "--rm", "--name", "weigher", "--annotation", "by=hand", *device, "busybox", "sh", "-c", command)
+    done = daemon.docker(
+        "run", "--rm", "--name", "weigher", "--annotation", "by=hand", "-e", "LD_PRELOAD=/x", *device, "busybox", "sh", "-c", command
+    )
     assert done.stdout.split()[:5] == ["3", "1", "/certs/ca.pem", "0", "4242"]
     assert json.loads(done.stdout[done.stdout.index("{") :])["status"] == "created"
     lines = [line.split(" ", 2) for line in (folder / "heard").read_text().splitlines()]

@@ -124,13 +124,13 @@ class Cache:
         return {record.diff_id for record in self._steps.values() if record.diff_id}
 
     def steps(self) -> list[tuple[str, CacheRecord]]:
-        """Every record of a step once, by one of its keys; least recently used first."""
-        unique = {id(record): (key, record) for key, record in self._steps.items()}
+        """Every record of a step once, by one of its keys; least recently used first. For worker threads too."""
+        unique = {id(record): (key, record) for key, record in list(self._steps.items())}  # copied at once, while builds go on
         return sorted(unique.values(), key=lambda pair: pair[1].used)
 
     def mounts(self) -> list[tuple[str, CacheRecord]]:
         """Every cache mount, least recently used first."""
-        return sorted(self._mounts.items(), key=lambda pair: pair[1].used)
+        return sorted(list(self._mounts.items()), key=lambda pair: pair[1].used)
 
     def drop(self, wanted: Callable[[CacheRecord], bool]) -> list[tuple[str, CacheRecord]]:
         """Forget the records of steps that ``wanted`` chooses; returns them. The layers are the collector's business."""
