@@ -3,12 +3,14 @@
     outside 198.51.100.2 ── veth ── host 198.51.100.1 (this process) ── bridge ── containers
 
 Namespaces are made by threads (unshare(2) is per thread) and live as long as their descriptor. Run as
-``unshare -n python networks_world.py SCENARIO DIRECTORY``; a scenario is a coroutine of ``networks_scenarios.py``.
+``unshare -n python networks_world.py SCENARIO DIRECTORY``; a scenario is a coroutine of ``networks_scenarios.py`` or
+``networks_upkeep_scenarios.py``.
 """
 
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,23 @@ HOST6 = "2001:db8::1"
 OUTSIDE6 = "2001:db8::2"
 PATIENCE = 10.0
 """Seconds for what is to succeed: on a busy machine the kernel takes its time until a new link carries."""
+
+
+def cid(number: int) -> str:
+    return f"{number:064x}"
+
+
+def nft(command: str) -> str:
+    return subprocess.run(["nft", *command.split()], capture_output=True, text=True, check=True).stdout
+
+
+def iptables(command: str) -> str:
+    return subprocess.run(["iptables", *command.split()], capture_output=True, text=True, check=True).stdout
+
+
+def link_names() -> set[str]:
+    with Route() as route:
+        return {link.name for link in route.links()}
 
 
 def in_thread(action: Callable[[], T]) -> T:

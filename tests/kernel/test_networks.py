@@ -10,31 +10,27 @@ import pytest
 
 pytestmark = pytest.mark.root
 HERE = Path(__file__).parent
+TRAFFIC = [
+    "traffic",
+    "ipv6_traffic",
+    "hairpin",
+    "sctp",
+    "sub_links",
+    "over_two_machines",
+    "user_networks",
+    "upstream_names",
+    "udp_flows",
+    "names_before_the_loopback_is_up",
+]
+UPKEEP = ["conflicts", "restore", "daemons", "options", "network_options", "dropping_host", "rules_taken_away"]
 
 
 @pytest.mark.parametrize(
     "scenario",
-    [
-        "traffic",
-        "ipv6_traffic",
-        "hairpin",
-        "sctp",
-        "sub_links",
-        "over_two_machines",
-        "conflicts",
-        "restore",
-        "daemons",
-        "options",
-        "user_networks",
-        "network_options",
-        "dropping_host",
-        "rules_taken_away",
-        "upstream_names",
-        "udp_flows",
-        "names_before_the_loopback_is_up",
-    ],
+    [*TRAFFIC, *UPKEEP],
 )
 def test_scenario(scenario: str, tmp_path: Path) -> None:
-    command = ["unshare", "-n", sys.executable, "-X", "faulthandler", str(HERE / "networks_scenarios.py"), scenario]
+    file = "networks_upkeep_scenarios.py" if scenario in UPKEEP else "networks_scenarios.py"
+    command = ["unshare", "-n", sys.executable, "-X", "faulthandler", str(HERE / file), scenario]
     done = subprocess.run([*command, str(tmp_path / "root")], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
