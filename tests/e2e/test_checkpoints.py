@@ -136,6 +136,18 @@ def test_left_running_with_our_own_command(daemon: Daemon, tmp_path: Path) -> No
     assert os.listdir(place) == []
 
 
+def test_another_container_goes_on_in_its_place(daemon: Daemon, tmp_path: Path) -> None:
+    """Made of the same image, with the same mounts, never started."""
+    counter(daemon, "first", "-v", f"{tmp_path}:/deep/er", "--network", "none")
+    daemon.docker("checkpoint", "create", "--checkpoint-dir", str(tmp_path), "first", "base")
+    last = numbers(daemon, "first")[-1]
+    daemon.docker("create", "--name", "second", "-v", f"{tmp_path}:/deep/er", "--network", "none", "busybox", "false")
+    daemon.docker("start", "--checkpoint", "base", "--checkpoint-dir", str(tmp_path), "second")
+    until(lambda: len(numbers(daemon, "second")) > 2)
+    assert numbers(daemon, "second")[0] in (last, last + 1, last + 2)
+    assert "base" in daemon.docker("exec", "second", "ls", "/deep/er").stdout
+
+
 def test_a_service_keeps_its_state_and_its_port(daemon: Daemon) -> None:
     """The address may be another: the listening socket is not bound to it, and the port is published anew."""
     script = "i=0; while :; do i=$((i+1)); echo count $i | nc -l -p 80; done"

@@ -80,7 +80,12 @@ def test_what_comes_from_the_host_is_staged_and_the_rest_is_left_to_criu() -> No
     assert [item.destination for item in found.steps if isinstance(item, mounts.BindMount)] == ["/0", "/1", "/2"]
     assert not any(isinstance(item, mounts.MountFilesystem) for item in found.steps)
     assert steps[mounts.MountOverlayRoot].anchor == "/run/t/c/root"
-    assert steps[restore.CheckMountPoints].points == (("", "/proc"), ("", "/dev"), ("", "/data"), ("", "/sys/fs/cgroup"))
+    assert steps[restore.CheckMountPoints].points == (
+        ("", "/proc", ""),
+        ("", "/dev", ""),
+        ("", "/data", "0"),
+        ("", "/sys/fs/cgroup", ""),
+    )
     last = found.steps[-1]
     assert isinstance(last, restore.RestoreProcesses) and last.readonly and last.network
     assert last.external == {"/data": "0", "/proc/keys": "1", "/sys/fs/cgroup/cpu": "2"}

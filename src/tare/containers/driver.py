@@ -126,6 +126,8 @@ class RuntimeTask:
         self.started: asyncio.Future[None] = loop.create_future()
         self._ended: asyncio.Future[Exit] = loop.create_future()
         self._removed = asyncio.Event()
+        self.lost = False
+        """Whether the start ended without a word of the keeper."""
 
     # What it is
 
@@ -211,6 +213,7 @@ class RuntimeTask:
 
     def _on_closed(self) -> None:
         if not self.started.done():
+            self.lost = True
             self._fail_start(StartFailed("the launcher or the keeper of this container ended unexpectedly"))
         elif not self.started.exception() and not self._ended.done():
             self.set_exit(self._driver.exit_on_disk(self._id, self._run_dir) or self._driver.bury(self._id, self._run_dir, self._cgroup))
@@ -449,7 +452,12 @@ class RuntimeDriver:
         finally:
             for attachment in launch.attachments:
                 attachment.sock.close()
-        await task.started
+        try:
+            await task.started
+        except StartFailed:
+            if task.lost:  # what was killed with the keeper is gone; what it had set free already (by a restore) is not
+                await asyncio.to_thread(self.remove_cgroup, plan.keeper.cgroup)
+            raise
         return task
 
     def _request(self, plan: Plan, launch: Launch) -> bytes:

@@ -144,13 +144,13 @@ def _hierarchy(groups: mounts.MountCgroupFiles, path: str) -> str:
     return ""
 
 
-def _points(paths: list[str], staged: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _points(paths: list[str], staged: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
     """Where the mount points lie: in the root, or in something that is bound in. What lies in a file system that criu makes is criu's."""
     found = []
     for path in paths:
         above = max((other for other in paths if path.startswith(other + "/")), key=len, default="")
         if not above:
-            found.append(("", path))
+            found.append(("", path, staged.get(path, "")))
         elif above in staged:
-            found.append((staged[above], path[len(above) :]))
+            found.append((staged[above], path[len(above) :], staged.get(path, "")))
     return tuple(found)

@@ -43,25 +43,43 @@ class MakeStage(NamedTuple):
 
 @step
 class CheckMountPoints(NamedTuple):
-    """criu mounts by path. Whatever became of the files since the checkpoint: no link may lead a mount somewhere else."""
+    """criu mounts by path. Whatever became of the files since the checkpoint: no link may lead a mount somewhere else, and what is missing
+    (in another container than the one that the checkpoint was made of) is made."""
 
     stage: str
-    points: tuple[tuple[str, str], ...]
-    """Where it is looked for ("" is the root, else an entry of the stage) and the path there."""
+    points: tuple[tuple[str, str, str], ...]
+    """Where it is looked for ("" is the root, else an entry of the stage), the path there, and the entry that is bound there, if one is."""
 
     def describe(self) -> str:
-        return "check the mount points: " + " ".join(path for _, path in self.points)
+        return "check the mount points: " + " ".join(path for _, path, _ in self.points)
 
     def run(self, context: Context) -> None:
-        for base, path in self.points:
+        for base, path, entry in self.points:
             try:
-                fd = os.dup(context.root_fd) if not base else mount.openat2(AT_FDCWD, f"{self.stage}/{base}", O_PATH, RESOLVE_NO_SYMLINKS)
+                fd = os.dup(context.root_fd) if not base else self._staged(base)
                 try:
-                    os.close(mount.open_in_root(fd, path, O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS))
+                    self._check(fd, path, entry)
                 finally:
                     os.close(fd)
             except OSError as error:
                 raise SetupFailed(f'error restoring the mount on "{path}": {why(error)}') from None
+
+    def _staged(self, entry: str) -> int:
+        return mount.openat2(AT_FDCWD, f"{self.stage}/{entry}", O_PATH, RESOLVE_NO_SYMLINKS)
+
+    def _check(self, base: int, path: str, entry: str) -> None:
+        try:
+            os.close(mount.open_in_root(base, path, O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS))
+            return
+        except FileNotFoundError:
+            pass
+        directory = True
+        if entry:
+            source = self._staged(entry)
+            directory = mount.is_directory(source)
+            os.close(source)
+        os.close(mount.make_in_root(base, path, directory=directory))
+        os.close(mount.open_in_root(base, path, O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS))
 
 
 @step
