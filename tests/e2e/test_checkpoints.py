@@ -224,8 +224,9 @@ def test_what_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     assert "is not a directory" in refused("four", {"CheckpointDir": str(tmp_path)})
     recorder.call("", "DELETE", f"/containers/four/checkpoints/cp?dir={tmp_path}")
     assert (tmp_path / "cp").read_text() == "mine"
+    assert "does not exist" in daemon.docker("checkpoint", "ls", "--checkpoint-dir", f"{tmp_path}/none", "four", check=False).stderr
     daemon.docker("run", "-d", "-t", "--name", "terminal", "busybox", "sleep", "100")
-    assert refused("terminal") == "checkpoint not support on containers with tty"
+    assert refused("terminal") == "cannot checkpoint container terminal: it has a terminal (--tty)"
     daemon.docker("run", "-d", "--name", "host", "--pid", "host", "busybox", "sleep", "100")
     assert "no pid namespace of its own" in refused("host")
     daemon.docker("run", "-d", "--name", "joined", "--network", "container:host", "busybox", "sleep", "100")

@@ -107,8 +107,6 @@ class Checkpoints:
         shown = container.name
         if not container.has_task:
             raise Conflict(f"Container {shown} not running")
-        if container.record.config.tty:
-            raise InvalidArgument("checkpoint not support on containers with tty")
         place = self.directory(container, directory)
         path = place / _checked(name)
         criu = await self.criu.require()
@@ -134,6 +132,8 @@ class Checkpoints:
             with os.scandir(self.directory(container, directory)) as entries:
                 return sorted(entry.name for entry in entries if NAME.match(entry.name) and os.path.isfile(f"{entry.path}/{RECORD}"))
         except FileNotFoundError:
+            if directory:
+                raise NotFound(f"checkpoint directory {directory} of container {container.name} does not exist") from None
             return []
         except OSError as error:
             raise InvalidArgument(f"cannot list checkpoints: {error.filename}: {error.strerror}") from None

@@ -413,6 +413,8 @@ class Launcher:
     def checkpoint_refusal(self, record: Record) -> str:
         """Why this container cannot be checkpointed, whatever its processes do; empty when it can."""
         host = record.host_config
+        if record.config.tty:
+            return "it has a terminal (--tty)"
         if host.pid_mode:
             return "it has no pid namespace of its own (--pid)"
         if host.ipc_mode.startswith("container:") or host.network_mode.startswith("container:"):
