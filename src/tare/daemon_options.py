@@ -108,7 +108,7 @@ OPTIONS = (
     Option("seccomp-profile", "seccomp_profile", "profile", "Seccomp profile of containers that name none: a file, builtin or unconfined"),
     Option("cdi-spec-dir", "cdi_spec_dirs", "list", "Directory of CDI specifications of devices", key="cdi-spec-dirs"),
     Option("builder", "builder", "builder", "Build cache's collector, entitlements and history, as the JSON object in daemon.json"),
-    Option("criu", "criu", "path", "Path of criu, which makes checkpoints (default: found on PATH)"),
+    Option("criu", "criu", "path", "Path of criu, which makes checkpoints (default: found in the system's directories)"),
     Option("init", "init", "bool", "Run an init in every container that does not say otherwise"),
     Option("init-path", "init_path", "str", "Path of a static init on the host, or built-in for Tare's own"),
     Option("group", "group", "str", "Group of the unix socket", "G"),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tare.containers.record import Record
 
 _CHECK_SECONDS = 30.0
+_PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where criu is looked for: the daemon's PATH does not decide what it runs."""
 REMEDY = "install criu 3.18 or later where the daemon finds it, or name it with the daemon's option --criu"
 
 
@@ -46,7 +48,9 @@ class Criu:
 
     def find(self) -> str:
         """Its path, or nothing."""
-        return str(self._program) if self._program is not None else os.path.abspath(found) if (found := shutil.which("criu")) else ""
+        if self._program is not None:
+            return str(self._program)
+        return shutil.which("criu", path=_PLACES) or ""
 
     async def require(self) -> str:
         """The path of a criu that works. ``Unsupported`` with the reason and the remedy."""
