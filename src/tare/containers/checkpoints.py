@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from tare.containers.names import NAME
 from tare.containers.task import Checkpoint
 from tare.errors import Conflict, InvalidArgument, NotFound, TareError, Unsupported
-from tare.runtime.criu import RECORD
+from tare.runtime.criu import PATH, RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tare.containers.record import Record
 
 _CHECK_SECONDS = 30.0
-_PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where criu is looked for: the daemon's PATH does not decide what it runs."""
 REMEDY = "install criu 3.18 or later where the daemon finds it, or name it with the daemon's option --criu"
 
 
@@ -50,7 +48,7 @@ class Criu:
         """Its path, or nothing."""
         if self._program is not None:
             return str(self._program)
-        return shutil.which("criu", path=_PLACES) or ""
+        return shutil.which("criu", path=PATH) or ""
 
     async def require(self) -> str:
         """The path of a criu that works. ``Unsupported`` with the reason and the remedy."""

@@ -42,7 +42,9 @@ RECORD = "tare.json"
 NETWORK = "network"
 """By which images name the network namespace."""
 VERSION = 1
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where criu is looked for, and what it looks for: the daemon's PATH does not decide what runs."""
+_ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
 """criu runs tar for the content of tmpfs mounts."""
 _HARMLESS = ("Can't setup RLIMIT_NOFILE", "exited, status=", "FAILED")
 _STOPPED = "\0"
