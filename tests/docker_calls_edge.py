@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 from docker_calls import Recorder, filters
@@ -207,6 +208,10 @@ def events(r: Recorder) -> None:
         r.call("", "POST", f"/containers/ev/{verb}")
     made = r.call("", "POST", "/containers/ev2/exec", {"Cmd": ["true"]})["Id"]
     r.call("", "POST", f"/exec/{made}/start", {"Detach": True})
+    for _ in range(200):  # the restart below would end it otherwise, on a busy machine
+        if r.call("", "GET", f"/exec/{made}/json")["ExitCode"] is not None:
+            break
+        time.sleep(0.05)
     r.call("", "POST", "/containers/ev2/update", {"CpuShares": 512})
     r.call("", "POST", "/containers/ev2/restart?t=0")
     r.call("", "POST", "/containers/ev2/stop?t=0")
